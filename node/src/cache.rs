@@ -1,0 +1,409 @@
+//! What may answer a request, and the bytes behind the answer.
+//!
+//! ```text
+//! lookup ─► Fresh ──────────────────────────────────────────► Answer::Stored
+//!        ─► Stale, may be served while it is validated ─────► Answer::Stored (+ a validation behind it)
+//!        ─► Stale | Miss ─► fetch ─► join a flight ─┬─ shareable ─► Answer::Stored (its body may still be filling)
+//!                                 └► lead a flight ─┴─ not ───────► Answer::Passed (each its own)
+//! ```
+//!
+//! Kept true here:
+//! - A lookup takes no lock, makes no system call and decides by pure functions of head and clock.
+//! - A fault of the store is a miss. A fault of the origin is answered from what is stored, where the
+//!   directives allow it.
+//! - What one client may not share with another is never waited for twice.
+
+pub mod body;
+pub mod fill;
+pub mod head;
+pub mod inflight;
+pub mod residency;
+
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode};
+
+use crate::cache::fill::{Exchange, Fetcher, Led};
+use crate::cache::inflight::{FlightKey, Inflight, Outcome, Part};
+use crate::cache::residency::{Residency, Stored};
+use crate::origin::{self, UpstreamResponse};
+use crate::semantics::freshness::{Decision, Rules};
+use crate::semantics::key::CacheKey;
+use crate::store::Store;
+use crate::telemetry::Metrics;
+
+pub use body::{BodyError, Reader};
+
+/// How long a key whose answer could not be shared is asked for without waiting for one another.
+const UNSHAREABLE_SECS: u64 = 60;
+
+/// One origin as the cache sees it: where it is, and by which rules its answers are kept.
+#[derive(Clone, Debug)]
+pub struct OriginRules {
+    pub name: Arc<str>,
+    pub upstream: Arc<origin::Settings>,
+    pub caching: Rules,
+    /// How far a fill goes on after the range that was asked for, in bytes.
+    pub read_ahead: u64,
+    /// Present bytes that are asked for again rather than making two requests, in bytes.
+    pub merge_gap: u64,
+    /// How long a fill goes on that nobody reads.
+    pub linger: Duration,
+    /// What is sent as `Host`, if not what the client sent.
+    pub host: Option<Box<str>>,
+}
+
+impl OriginRules {
+    /// The authority to ask for, for a client that asked for `client`.
+    pub fn authority_for(&self, client: &str) -> Box<str> {
+        match &self.host {
+            Some(host) => host.clone(),
+            None if client.is_empty() => self.upstream.host.clone(),
+            None => client.into(),
+        }
+    }
+}
+
+/// The part of the cache that all threads share.
+#[derive(Clone)]
+pub struct Cache {
+    pub store: Store,
+    pub residency: Arc<Residency>,
+    pub inflight: Arc<Inflight>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// A client's GET or HEAD, as far as the cache has to know it.
+pub struct Request {
+    pub key: CacheKey,
+    pub method: Method,
+    pub authority: Box<str>,
+    /// Origin-form target, byte for byte.
+    pub target: Bytes,
+    /// The client's fields: they select the variant and are judged for what they allow.
+    pub headers: HeaderMap,
+    /// Byte range that a miss should begin with.
+    pub wanted: Wanted,
+    pub origin: Arc<OriginRules>,
+}
+
+/// The first bytes a client wants of a representation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    All,
+    /// From the first offset up to the second, if there is one.
+    Span(u64, Option<u64>),
+    /// The last bytes.
+    Suffix(u64),
+}
+
+/// Why a request goes towards the origin (RFC 9211 §2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forward {
+    Bypass,
+    Method,
+    UriMiss,
+    VaryMiss,
+    Request,
+    Stale,
+    Partial,
+}
+
+/// How an answer came about: `Cache-Status`, log and metrics are made from it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct How {
+    /// `None` is a hit.
+    pub forward: Option<Forward>,
+    pub forward_status: Option<StatusCode>,
+    pub stored: bool,
+    pub collapsed: bool,
+    /// A stale response was validated and may be used again.
+    pub revalidated: bool,
+    /// Served although it is stale.
+    pub stale: Option<StaleReason>,
+    pub detail: Option<&'static str>,
+    /// Made up by this node, without a look at cache or origin.
+    pub synthetic: bool,
+}
+
+impl How {
+    pub fn is_hit(&self) -> bool {
+        self.forward.is_none() && !self.synthetic
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StaleReason {
+    WhileRevalidate,
+    IfError,
+    Unreachable,
+}
+
+/// Why no answer can be had. Which status that becomes is decided in one place, by the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The origin could not be reached, or not be understood.
+    BadGateway(&'static str),
+    /// The origin did not answer in time.
+    GatewayTimeout(&'static str),
+    /// Too many others wait for this origin.
+    Busy(&'static str),
+    /// `only-if-cached`, and nothing usable is.
+    OnlyIfCached,
+}
+
+impl Failure {
+    pub fn detail(self) -> &'static str {
+        match self {
+            Failure::BadGateway(detail)
+            | Failure::GatewayTimeout(detail)
+            | Failure::Busy(detail) => detail,
+            Failure::OnlyIfCached => "only-if-cached",
+        }
+    }
+}
+
+pub enum Answer {
+    Stored(Arc<Stored>, How),
+    /// From the origin, for this client alone.
+    Passed(Box<Passed>, How),
+    Failed(Failure, How),
+}
+
+/// A response that is not stored, on its way through.
+pub struct Passed {
+    pub response: UpstreamResponse,
+    /// The upstream was asked for more than the client: of its bytes, those from the first to the
+    /// second offset (of the representation) are the client's. The whole length is given too.
+    pub window: Option<Window>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Offset of the first byte that the upstream sends.
+    pub starts_at: u64,
+    pub complete_length: u64,
+}
+
+/// What a lookup found.
+pub enum Lookup {
+    Fresh(Arc<Stored>),
+    /// May be served now, and should be validated behind the client's back.
+    StaleWhileRevalidate(Arc<Stored>),
+    Stale(Arc<Stored>),
+    Miss(Forward),
+    /// The request forbids to go further.
+    Forbidden,
+}
+
+impl Cache {
+    /// What is stored for this request, and whether it may be used as it is.
+    pub fn lookup(&self, request: &Request, now: SystemTime) -> Lookup {
+        let rules = &request.origin.caching;
+        let Some(resource) = self.residency.find(&request.key) else {
+            return miss(Forward::UriMiss, request, rules);
+        };
+        let Some(stored) = resource.select(&request.headers) else {
+            return miss(Forward::VaryMiss, request, rules);
+        };
+        self.store.touch(&stored.body.object, now);
+        match stored.head.freshness.decide(&request.headers, rules, now) {
+            _ if stored.is_outdated() => Lookup::Stale(stored),
+            Decision::Fresh | Decision::StaleAllowed => Lookup::Fresh(stored),
+            Decision::StaleWhileRevalidate => Lookup::StaleWhileRevalidate(stored),
+            Decision::Validate => Lookup::Stale(stored),
+            Decision::OnlyIfCached => Lookup::Forbidden,
+        }
+    }
+}
+
+fn miss(why: Forward, request: &Request, rules: &Rules) -> Lookup {
+    if rules.only_if_cached(&request.headers) {
+        Lookup::Forbidden
+    } else {
+        Lookup::Miss(why)
+    }
+}
+
+/// The cache on one data thread, with its own way to the origins.
+#[derive(Clone)]
+pub struct LocalCache {
+    pub shared: Cache,
+    pub fetcher: Rc<Fetcher>,
+}
+
+impl LocalCache {
+    /// Asks the origin, or waits for an answer that somebody else is already getting.
+    ///
+    /// `forwarded` makes the fields that go upstream; it is called at most twice.
+    pub async fn fetch(
+        &self,
+        request: &Request,
+        stale: Option<Arc<Stored>>,
+        why: Forward,
+        upstream: &UpstreamFields<'_>,
+    ) -> Answer {
+        let mut lead = None;
+        if self.may_collapse(request) {
+            // The second time the variant is known: those who cannot share the first answer's variant
+            // may still share one of their own.
+            for _ in 0..2 {
+                let key = self.flight_key(request);
+                match self.shared.inflight.take_part(key) {
+                    Part::Lead(leading) => {
+                        lead = Some(leading);
+                        break;
+                    }
+                    Part::Join(flight) => {
+                        self.shared.metrics.fills_joined.increment(());
+                        match self.joined(request, why, flight.outcome().await) {
+                            Joined::Answer(answer) => return answer,
+                            Joined::OtherVariant => {}
+                            Joined::Alone => break,
+                        }
+                    }
+                }
+            }
+        }
+        let exchange = Exchange::new(request, stale, upstream);
+        let led = self.fetcher.lead(exchange, lead).await;
+        self.answer(led, why)
+    }
+
+    /// Validates behind the client's back, unless somebody does already.
+    pub fn validate_behind(&self, request: &Request, stale: Arc<Stored>, upstream: &UpstreamFields<'_>) {
+        let Part::Lead(lead) = self.shared.inflight.take_part(self.flight_key(request)) else {
+            return;
+        };
+        let exchange = Exchange::new(request, Some(stale), upstream).in_background();
+        self.fetcher.clone().spawn(exchange, Some(lead));
+    }
+
+    fn flight_key(&self, request: &Request) -> FlightKey {
+        let resource = self.shared.residency.find(&request.key);
+        let variant = resource.and_then(|resource| resource.variant_of(&request.headers));
+        FlightKey {
+            key: *request.key.hash(),
+            variant: variant.map(|variant| variant.as_bytes().into()),
+            is_head: request.method == Method::HEAD,
+        }
+    }
+
+    /// Waiting is worth it where the answer may be for several: not for what a user was authorised for,
+    /// nor where the last answer could not be shared.
+    fn may_collapse(&self, request: &Request) -> bool {
+        request.method == Method::GET
+            && !request.headers.contains_key(http::header::AUTHORIZATION)
+            && !self
+                .shared
+                .residency
+                .is_unshareable(&request.key, crate::clock::now_secs())
+    }
+
+    fn joined(&self, request: &Request, why: Forward, outcome: Outcome) -> Joined {
+        let how = How {
+            forward: Some(why),
+            collapsed: true,
+            ..How::default()
+        };
+        match outcome {
+            Outcome::Stored(stored) if stored.matches(&request.headers) => {
+                Joined::Answer(Answer::Stored(stored, how))
+            }
+            Outcome::Stored(_) => Joined::OtherVariant,
+            Outcome::Stale(stored, reason, detail) if stored.matches(&request.headers) => {
+                let stale = Some(reason);
+                Joined::Answer(Answer::Stored(stored, How { stale, detail: Some(detail), ..how }))
+            }
+            Outcome::Stale(..) | Outcome::GoAlone => Joined::Alone,
+            Outcome::Failed(failure) => {
+                let detail = Some(failure.detail());
+                Joined::Answer(Answer::Failed(failure, How { detail, ..how }))
+            }
+        }
+    }
+
+    fn answer(&self, led: Led, why: Forward) -> Answer {
+        let how = How {
+            forward: Some(why),
+            ..How::default()
+        };
+        match led {
+            Led::Stored { stored, status } => Answer::Stored(
+                stored,
+                How {
+                    forward_status: Some(status),
+                    stored: true,
+                    ..how
+                },
+            ),
+            Led::Validated(stored) => Answer::Stored(
+                stored,
+                How {
+                    forward_status: Some(StatusCode::NOT_MODIFIED),
+                    revalidated: true,
+                    ..how
+                },
+            ),
+            Led::Stale { stored, reason, status, detail } => Answer::Stored(
+                stored,
+                How {
+                    stale: Some(reason),
+                    forward_status: status,
+                    detail: Some(detail),
+                    ..how
+                },
+            ),
+            Led::Passed { passed, detail } => {
+                let forward_status = Some(passed.response.status);
+                Answer::Passed(passed, How { forward_status, detail, ..how })
+            }
+            Led::Failed(failure) => {
+                let detail = Some(failure.detail());
+                Answer::Failed(failure, How { detail, ..how })
+            }
+        }
+    }
+
+    /// A reader of part of a stored body, which asks the origin for what is not here.
+    pub fn reader(
+        &self,
+        stored: &Arc<Stored>,
+        span: Range<u64>,
+        request: &Request,
+        upstream: &UpstreamFields<'_>,
+    ) -> Reader {
+        let refill = (!stored.body.object.is_complete())
+            .then(|| self.fetcher.refill(request, stored, upstream));
+        Reader::new(self.shared.store.clone(), stored.body.clone(), span, refill)
+    }
+
+    /// Bytes of a stored body that lie in one block of the memory tier.
+    pub fn cached(&self, stored: &Stored, span: Range<u64>) -> Option<Bytes> {
+        let store = &self.shared.store;
+        let block_size = store.block_size();
+        let index = block_size.index_of(span.start);
+        let start = block_size.start(index);
+        let block = store.cached(&stored.body.object, index)?;
+        let from = usize::try_from(span.start - start).ok()?;
+        let to = usize::try_from(span.end - start).ok()?;
+        (to <= block.len()).then(|| block.slice(from..to))
+    }
+}
+
+enum Joined {
+    Answer(Answer),
+    /// Stored, but not for these request fields.
+    OtherVariant,
+    Alone,
+}
+
+/// What makes the upstream's request fields from a client's; only called when there is a need.
+pub struct UpstreamFields<'a> {
+    pub make: &'a dyn Fn() -> HeaderMap,
+    pub interim: Option<Rc<dyn Fn(StatusCode, HeaderMap)>>,
+}

@@ -1,0 +1,627 @@
+//! A body as its readers see it: bytes that are here, bytes that are arriving, bytes to be asked for.
+//!
+//! ```text
+//!            ┌ memory tier ┐   ┌ disk ┐   ┌ a fill in flight ┐   ┌ nowhere ┐
+//!   Reader ──┤ Store::cached├──┤ read ├───┤  Fill::step      ├───┤ refill  ├── next bytes, in order
+//!            └─────────────┘   └──────┘   └──────────────────┘   └─────────┘
+//! ```
+//!
+//! Kept true here:
+//! - A reader never polls: it sleeps on the fill that will bring its next byte, and is woken by every
+//!   piece that arrives and by the end.
+//! - A reader never slows a fill. Bytes a fill has passed are in the store; a slow reader takes them
+//!   from there.
+//! - A body whose length is unknown ends where its fill ended *well*; a fill that failed never looks
+//!   like an end.
+
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::block::{BlockIndex, BlockSize};
+use crate::cache::fill::Refill;
+use crate::store::{BlockReader, GrowingBlock, Object, Store};
+
+/// How far ahead of a fill a reader still waits for it rather than asking for its own range, in bytes.
+const JOIN_DISTANCE: u64 = 1 << 20;
+
+/// How often one reader asks for the rest of a body whose fill was cut off.
+const MAX_RESUMES: u8 = 3;
+
+/// The first buffer of a body whose length is not known, in bytes; it grows by fours.
+const UNKNOWN_LENGTH_CAPACITY: usize = 16 << 10;
+
+/// Why the bytes of a body stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    #[error("the upstream ended the body early")]
+    Truncated,
+    #[error("the upstream sent more than it announced")]
+    Overlong,
+    #[error("the upstream stopped sending")]
+    Timeout,
+    #[error("the upstream broke its framing")]
+    Protocol,
+    #[error("the upstream now has another representation")]
+    Changed,
+    #[error("the upstream could not be reached")]
+    Unreachable,
+    #[error("nobody was left to read it")]
+    Abandoned,
+    #[error("the bytes are held nowhere and cannot be asked for")]
+    Missing,
+}
+
+impl BodyError {
+    /// The token for logs, metrics and `Cache-Status: …; detail=`.
+    pub fn token(self) -> &'static str {
+        match self {
+            BodyError::Truncated => "body-truncated",
+            BodyError::Overlong => "body-overlong",
+            BodyError::Timeout => "body-timeout",
+            BodyError::Protocol => "body-protocol",
+            BodyError::Changed => "body-changed",
+            BodyError::Unreachable => "body-unreachable",
+            BodyError::Abandoned => "abandoned",
+            BodyError::Missing => "body-missing",
+        }
+    }
+}
+
+/// The bytes of one stored response and the fills that are bringing more of them.
+pub struct Body {
+    pub object: Arc<Object>,
+    /// A strong validator stands in the head, so bytes of a later exchange may join those held.
+    pub joinable: bool,
+    fills: Mutex<Vec<Arc<Fill>>>,
+}
+
+impl Body {
+    pub fn new(object: Arc<Object>, joinable: bool) -> Arc<Body> {
+        Arc::new(Body {
+            object,
+            joinable,
+            fills: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Whether every byte is here, on its way, or can be asked for and joined to the others.
+    pub fn is_whole_or_arriving(&self) -> bool {
+        let completable = self.joinable && self.object.length().is_some();
+        self.object.is_complete() || completable || self.has_fill()
+    }
+
+    pub fn has_fill(&self) -> bool {
+        !self.fills.lock().is_empty()
+    }
+
+    /// Registers a fill of `span`, unless a fill in flight will bring its first byte soon: then that
+    /// one. The new fill ends where another in flight has begun.
+    pub fn fill_for(&self, mut span: Range<u64>) -> (Arc<Fill>, bool) {
+        let mut fills = self.fills.lock();
+        if let Some(fill) = Self::covering(&fills, span.start, self.joinable) {
+            return (fill, false);
+        }
+        let starts = fills.iter().map(|fill| fill.span.start);
+        if let Some(next) = starts.filter(|start| *start > span.start).min() {
+            span.end = span.end.min(next);
+        }
+        let fill = Arc::new(Fill::new(span));
+        fills.push(fill.clone());
+        (fill, true)
+    }
+
+    /// The fill in flight that will bring byte `at`, if it is worth waiting for.
+    fn fill_covering(&self, at: u64) -> Option<Arc<Fill>> {
+        Self::covering(&self.fills.lock(), at, self.joinable)
+    }
+
+    fn covering(fills: &[Arc<Fill>], at: u64, joinable: bool) -> Option<Arc<Fill>> {
+        let distance = if joinable { JOIN_DISTANCE } else { u64::MAX };
+        let near = |fill: &&Arc<Fill>| fill.will_bring(at, distance);
+        fills.iter().find(near).cloned()
+    }
+
+    fn forget(&self, fill: &Arc<Fill>) {
+        self.fills.lock().retain(|other| !Arc::ptr_eq(other, fill));
+    }
+}
+
+/// One exchange with an upstream that brings a contiguous span of a body.
+///
+/// `Asking → Streaming → Ended`. Dropping the [`FillWriter`] before [`FillWriter::finish`] ends it as
+/// [`BodyError::Truncated`], so no reader waits for a task that has gone.
+pub struct Fill {
+    /// Bytes of the body it was asked to bring; the end is `u64::MAX` while the length is unknown.
+    span: Range<u64>,
+    state: Mutex<FillState>,
+    changed: Notify,
+    readers: AtomicUsize,
+    reader_left: Notify,
+}
+
+struct FillState {
+    /// Everything of the span before this offset has arrived.
+    position: u64,
+    /// The block being written, and the offset in the body of its first byte.
+    open: Option<(u64, BlockReader)>,
+    end: Option<Result<(), BodyError>>,
+    /// The upstream's head has come and fits: bytes will follow.
+    accepted: bool,
+}
+
+/// What a reader at some offset finds in a fill.
+enum Step {
+    Bytes(Bytes),
+    /// Not yet here.
+    Wait,
+    /// Already passed on to the store.
+    Passed,
+    Ended(Result<(), BodyError>),
+}
+
+impl Fill {
+    fn new(span: Range<u64>) -> Fill {
+        Fill {
+            state: Mutex::new(FillState {
+                position: span.start,
+                open: None,
+                end: None,
+                accepted: false,
+            }),
+            span,
+            changed: Notify::new(),
+            readers: AtomicUsize::new(0),
+            reader_left: Notify::new(),
+        }
+    }
+
+    pub fn span(&self) -> Range<u64> {
+        self.span.clone()
+    }
+
+    fn step(&self, at: u64, end: u64) -> Step {
+        let state = self.state.lock();
+        if at < state.position {
+            return match &state.open {
+                Some((start, block)) if at >= *start => {
+                    let to = end.min(state.position);
+                    Step::Bytes(block.slice((at - start) as usize..(to - start) as usize))
+                }
+                _ => Step::Passed,
+            };
+        }
+        match state.end {
+            Some(end) => Step::Ended(end),
+            None => Step::Wait,
+        }
+    }
+
+    /// Whether byte `at` can be read here, or will be once at most `distance` bytes have come.
+    fn will_bring(&self, at: u64, distance: u64) -> bool {
+        let state = self.state.lock();
+        if at < state.position {
+            return state.open.as_ref().is_some_and(|(start, _)| at >= *start);
+        }
+        let going_on = match state.end {
+            None => true,
+            Some(Ok(()) | Err(BodyError::Abandoned)) => false,
+            Some(Err(_)) => true,
+        };
+        going_on && self.span.contains(&at) && at - state.position <= distance
+    }
+
+    /// Waits until the upstream's head was accepted or the fill ended.
+    pub async fn accepted(&self) -> Result<(), BodyError> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let state = self.state.lock();
+                match state.end {
+                    Some(Err(error)) => return Err(error),
+                    _ if state.accepted => return Ok(()),
+                    Some(Ok(())) => return Ok(()),
+                    None => {}
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Completes once nobody has read from this fill for `linger`.
+    pub async fn abandoned(&self, linger: Duration) {
+        loop {
+            let left = self.reader_left.notified();
+            tokio::pin!(left);
+            left.as_mut().enable();
+            if self.readers.load(Ordering::Acquire) > 0 {
+                left.await;
+                continue;
+            }
+            // A reader that came and went in between starts the time anew.
+            if tokio::time::timeout(linger, left).await.is_err()
+                && self.readers.load(Ordering::Acquire) == 0
+            {
+                return;
+            }
+        }
+    }
+}
+
+/// A reader's hold on a fill: while one lives, the fill is not abandoned.
+struct Joined(Arc<Fill>);
+
+impl Joined {
+    fn new(fill: Arc<Fill>) -> Joined {
+        fill.readers.fetch_add(1, Ordering::AcqRel);
+        Joined(fill)
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        self.0.readers.fetch_sub(1, Ordering::AcqRel);
+        self.0.reader_left.notify_waiters();
+    }
+}
+
+/// The writing end of a [`Fill`]: takes the upstream's bytes and leaves whole blocks in the store.
+pub struct FillWriter {
+    store: Store,
+    body: Arc<Body>,
+    fill: Arc<Fill>,
+    block_size: BlockSize,
+    /// Next offset to be written.
+    position: u64,
+    /// Where the upstream announced to end; `u64::MAX` where it did not.
+    limit: u64,
+    open: Option<OpenBlock>,
+    finished: bool,
+}
+
+struct OpenBlock {
+    index: BlockIndex,
+    /// Offset in the body of the buffer's first byte: the block's start, save in the first block of a
+    /// span that begins inside one. Such a block is read from, never stored.
+    start: u64,
+    /// Offset in the body where the block ends.
+    end: u64,
+    buffer: GrowingBlock,
+}
+
+impl FillWriter {
+    pub fn new(store: Store, body: Arc<Body>, fill: Arc<Fill>) -> FillWriter {
+        let block_size = store.block_size();
+        let position = fill.span.start;
+        FillWriter {
+            store,
+            body,
+            fill,
+            block_size,
+            position,
+            limit: u64::MAX,
+            open: None,
+            finished: false,
+        }
+    }
+
+    pub fn fill(&self) -> &Arc<Fill> {
+        &self.fill
+    }
+
+    /// The upstream's head fits what was asked for, and announces these bytes of the body.
+    pub fn accept(&mut self, announced: Range<u64>) {
+        self.position = announced.start;
+        self.limit = announced.end;
+        let mut state = self.fill.state.lock();
+        state.position = announced.start;
+        state.accepted = true;
+        drop(state);
+        self.fill.changed.notify_waiters();
+    }
+
+    /// Appends bytes; waits only while the store has more unwritten blocks than its budget.
+    pub async fn write(&mut self, mut data: Bytes) -> Result<(), BodyError> {
+        if data.len() as u64 > self.limit - self.position {
+            return Err(BodyError::Overlong);
+        }
+        while data.has_remaining() {
+            let mut position = self.position;
+            let open = match &mut self.open {
+                Some(open) => open,
+                None => self.open_block(),
+            };
+            let room = (open.end - position) as usize;
+            let taken = open.buffer.append(&data[..data.len().min(room)]);
+            data.advance(taken);
+            position += taken as u64;
+            let is_full = position == open.end;
+            self.position = position;
+            self.fill.state.lock().position = self.position;
+            if is_full {
+                self.fill.changed.notify_waiters();
+                self.close_block().await;
+            } else if taken == 0 {
+                self.grow_block();
+            }
+        }
+        self.fill.changed.notify_waiters();
+        Ok(())
+    }
+
+    fn open_block(&mut self) -> &mut OpenBlock {
+        let index = self.block_size.index_of(self.position);
+        let start = self.position;
+        let block_end = self.block_size.start(index) + self.block_size.get() as u64;
+        let end = block_end.min(self.limit);
+        let capacity = if self.limit == u64::MAX && self.position == 0 {
+            UNKNOWN_LENGTH_CAPACITY
+        } else {
+            (end - start) as usize
+        };
+        let buffer = GrowingBlock::with_capacity(capacity);
+        self.fill.state.lock().open = Some((start, buffer.reader()));
+        self.open.insert(OpenBlock {
+            index,
+            start,
+            end,
+            buffer,
+        })
+    }
+
+    /// Moves the open block to a larger buffer; readers of the old one keep what they hold.
+    fn grow_block(&mut self) {
+        let Some(open) = &mut self.open else { return };
+        let whole = (open.end - open.start) as usize;
+        let held = open.buffer.written();
+        let capacity = (held.max(UNKNOWN_LENGTH_CAPACITY) * 4).min(whole);
+        let mut buffer = GrowingBlock::with_capacity(capacity);
+        buffer.append(&open.buffer.reader().slice(0..held));
+        self.fill.state.lock().open = Some((open.start, buffer.reader()));
+        open.buffer = buffer;
+    }
+
+    /// The store first, then out of sight here: a reader finds the bytes in one or the other.
+    async fn close_block(&mut self) {
+        let Some(open) = self.open.take() else { return };
+        let object = &self.body.object;
+        let whole = match object.length() {
+            Some(length) => self.block_size.bytes(open.index, length),
+            None => self.block_size.bytes(open.index, u64::MAX),
+        };
+        if whole == (open.start..self.position) {
+            self.store.put(object, open.index, open.buffer).await;
+        }
+        self.fill.state.lock().open = None;
+    }
+
+    /// Ends the fill. `Ok` from the upstream is only believed if the bytes are as many as announced.
+    pub async fn finish(mut self, outcome: Result<(), BodyError>) -> Result<(), BodyError> {
+        let outcome = match outcome {
+            Ok(()) => self.complete().await,
+            Err(error) => Err(error),
+        };
+        self.end(outcome);
+        outcome
+    }
+
+    async fn complete(&mut self) -> Result<(), BodyError> {
+        if self.limit != u64::MAX {
+            let whole = self.position == self.limit;
+            return whole.then_some(()).ok_or(BodyError::Truncated);
+        }
+        self.body.object.set_length(self.position);
+        self.close_block().await;
+        Ok(())
+    }
+
+    fn end(&mut self, outcome: Result<(), BodyError>) {
+        self.finished = true;
+        self.body.forget(&self.fill);
+        let mut state = self.fill.state.lock();
+        state.end = Some(outcome);
+        if outcome.is_ok() {
+            state.open = None;
+        }
+        drop(state);
+        self.fill.changed.notify_waiters();
+    }
+}
+
+impl Drop for FillWriter {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.end(Err(BodyError::Truncated));
+        }
+    }
+}
+
+/// Reads one span of a body in order, from wherever its bytes are.
+pub struct Reader {
+    store: Store,
+    body: Arc<Body>,
+    at: u64,
+    /// First offset that is not wanted; `u64::MAX` means to the end.
+    end: u64,
+    joined: Option<Joined>,
+    refill: Option<Rc<Refill>>,
+    /// Offset at which the last refill of ours began: two from the same place have brought nothing.
+    refilled_at: Option<u64>,
+    /// Times that a fill may fail on the way before the reader gives up.
+    resumes_left: u8,
+}
+
+impl Reader {
+    /// `refill` says how absent bytes are asked for; without it they are an error.
+    pub fn new(store: Store, body: Arc<Body>, span: Range<u64>, refill: Option<Rc<Refill>>) -> Reader {
+        // Held from the start, so that a fill with one slow reader is not taken for abandoned.
+        let joined = body.fill_covering(span.start).map(Joined::new);
+        Reader {
+            store,
+            body,
+            at: span.start,
+            end: span.end,
+            joined,
+            refill,
+            refilled_at: None,
+            resumes_left: MAX_RESUMES,
+        }
+    }
+
+    /// The whole span at once if it lies in one block of the memory tier: the hot path.
+    pub fn take_cached(&mut self) -> Option<Bytes> {
+        let block_size = self.store.block_size();
+        let index = block_size.index_of(self.at);
+        let start = block_size.start(index);
+        if self.end > start + block_size.get() as u64 {
+            return None;
+        }
+        let block = self.store.cached(&self.body.object, index)?;
+        let span = (self.at - start) as usize..(self.end - start) as usize;
+        if span.end > block.len() {
+            return None;
+        }
+        self.at = self.end;
+        Some(block.slice(span))
+    }
+
+    fn end(&self) -> u64 {
+        self.end.min(self.body.object.length().unwrap_or(u64::MAX))
+    }
+
+    /// Makes sure that the first byte is here or certain to be of this representation, before a head
+    /// that promises it is sent. Bytes read from disk are checked on the way.
+    pub async fn prime(&mut self) -> Result<(), BodyError> {
+        if self.at >= self.end() {
+            return Ok(());
+        }
+        let index = self.store.block_size().index_of(self.at);
+        if self.store.cached(&self.body.object, index).is_some()
+            || self.store.read(&self.body.object, index).await.is_ok()
+        {
+            return Ok(());
+        }
+        match self.source() {
+            Source::Fill(fill) => fill.accepted().await,
+            Source::Store => Ok(()),
+            Source::Nowhere => Err(BodyError::Missing),
+        }
+    }
+
+    /// The next bytes in order: `None` at the end of the span. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
+        loop {
+            if self.at >= self.end() {
+                self.joined = None;
+                return None;
+            }
+            if let Some(bytes) = self.held().await {
+                self.at += bytes.len() as u64;
+                return Some(Ok(bytes));
+            }
+            let fill = match self.source() {
+                Source::Fill(fill) => fill,
+                Source::Store => continue,
+                Source::Nowhere => return Some(Err(BodyError::Missing)),
+            };
+            match self.from_fill(&fill).await {
+                Some(Ok(bytes)) => {
+                    self.at += bytes.len() as u64;
+                    return Some(Ok(bytes));
+                }
+                Some(Err(error)) if !self.may_resume(error) => return Some(Err(error)),
+                _ => self.joined = None,
+            }
+        }
+    }
+
+    /// Bytes at `at` from the block being filled, the memory tier or the disk.
+    async fn held(&mut self) -> Option<Bytes> {
+        if let Some(Joined(fill)) = &self.joined
+            && let Step::Bytes(bytes) = fill.step(self.at, self.end)
+        {
+            return Some(bytes);
+        }
+        let block_size = self.store.block_size();
+        let index = block_size.index_of(self.at);
+        let object = &self.body.object;
+        let block = match self.store.cached(object, index) {
+            Some(block) => block,
+            None if object.contains(index) => self.store.read(object, index).await.ok()?,
+            None => return None,
+        };
+        let from = (self.at - block_size.start(index)) as usize;
+        let to = (self.end - block_size.start(index)).min(block.len() as u64) as usize;
+        (from < to).then(|| block.slice(from..to))
+    }
+
+    /// What will bring byte `at`, which was not here a moment ago. Asks for it if nothing will.
+    fn source(&mut self) -> Source {
+        if let Some(Joined(fill)) = &self.joined
+            && fill.will_bring(self.at, u64::MAX)
+        {
+            return Source::Fill(fill.clone());
+        }
+        self.joined = None;
+        let found = self.body.fill_covering(self.at);
+        let fill = match (found, &self.refill) {
+            (Some(fill), _) => fill,
+            // A fill may have left the block in the store between the two looks.
+            _ if self.is_here() => return Source::Store,
+            (None, Some(refill)) if self.refilled_at != Some(self.at) => {
+                self.refilled_at = Some(self.at);
+                refill.start(&self.body, self.at..self.end())
+            }
+            (None, _) => return Source::Nowhere,
+        };
+        self.joined = Some(Joined::new(fill.clone()));
+        Source::Fill(fill)
+    }
+
+    fn is_here(&self) -> bool {
+        let index = self.store.block_size().index_of(self.at);
+        self.body.object.contains(index)
+    }
+
+    /// Whether the rest may be asked for again after a fill that failed on the way.
+    fn may_resume(&mut self, error: BodyError) -> bool {
+        let transient = matches!(error, BodyError::Truncated | BodyError::Timeout);
+        let may = transient
+            && self.body.joinable
+            && self.refill.is_some()
+            && self.resumes_left > 0
+            && self.refilled_at != Some(self.at);
+        self.resumes_left -= u8::from(may);
+        may
+    }
+
+    /// Waits for the fill. `None`: look elsewhere again.
+    async fn from_fill(&self, fill: &Arc<Fill>) -> Option<Result<Bytes, BodyError>> {
+        loop {
+            let changed = fill.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match fill.step(self.at, self.end) {
+                Step::Bytes(bytes) => return Some(Ok(bytes)),
+                Step::Passed | Step::Ended(Ok(()) | Err(BodyError::Abandoned)) => return None,
+                Step::Ended(Err(error)) => return Some(Err(error)),
+                Step::Wait => changed.await,
+            }
+        }
+    }
+}
+
+/// Where the next byte will come from.
+enum Source {
+    Fill(Arc<Fill>),
+    Store,
+    Nowhere,
+}

@@ -1,0 +1,809 @@
+//! Exchanges with an origin, and the fills they become.
+//!
+//! ```text
+//!  Exchange ─ send ─► head ─ judge ─┬─ 304 ─────────► the stored head is updated
+//!                                   ├─ may be stored ► Stored is findable ─ lead resolves ─► fill ─► whole
+//!                                   ├─ error, and stale may be served ► the stale response
+//!                                   └─ else ─────────► passed to the one who asked
+//!  Refill   ─ send (Range, If-Range) ─► same representation? ─► fill of one missing run
+//! ```
+//!
+//! Kept true here:
+//! - An exchange runs in a task of its own: it outlives the client that began it, and its lead resolves.
+//! - Bytes are joined to stored ones only under a strong validator that both exchanges agree on
+//!   (RFC 9111 §3.4).
+//! - A body that did not arrive whole stays only as blocks that a later request can complete; where that
+//!   is impossible it is removed.
+
+use std::ops::Range;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, StatusCode};
+use tokio::sync::oneshot;
+
+use crate::block::BlockSize;
+use crate::cache::body::{Body, BodyError, Fill, FillWriter};
+use crate::cache::head::Head;
+use crate::cache::inflight::{Lead, Outcome};
+use crate::cache::residency::Stored;
+use crate::cache::{
+    Cache, Failure, OriginRules, Passed, Request, StaleReason, UNSHAREABLE_SECS, UpstreamFields,
+    Wanted, Window,
+};
+use crate::clock;
+use crate::origin::{
+    ErrorKind, Frame, OriginError, OriginPool, ResponseBody, UpstreamRequest, UpstreamResponse,
+};
+use crate::semantics::conditional::{self, Validators};
+use crate::semantics::freshness::{self, ErrorSituation, Freshness};
+use crate::semantics::key::CacheKey;
+use crate::semantics::range::ContentRange;
+use crate::semantics::vary::VarySpec;
+use crate::semantics::{hop, update};
+use crate::store::Store;
+use crate::tasks::Tasks;
+use crate::telemetry::FillFailure;
+
+/// The way of one data thread to the origins.
+pub struct Fetcher {
+    pub cache: Cache,
+    pub pool: OriginPool,
+    pub tasks: Tasks,
+    /// This node's name in `Via`.
+    pub pseudonym: Arc<str>,
+}
+
+/// One question to an origin that may end in a stored response.
+pub struct Exchange {
+    key: CacheKey,
+    method: Method,
+    authority: Box<str>,
+    target: Bytes,
+    /// The client's fields, as the variant is selected by.
+    request: HeaderMap,
+    /// The fields that go upstream.
+    upstream: HeaderMap,
+    wanted: Wanted,
+    origin: Arc<OriginRules>,
+    stale: Option<Arc<Stored>>,
+    interim: Option<Rc<dyn Fn(StatusCode, HeaderMap)>>,
+    /// `None` where the fill is to go on though nobody reads it.
+    linger: Option<Duration>,
+}
+
+/// What the one who asked gets.
+pub enum Led {
+    Stored {
+        stored: Arc<Stored>,
+        status: StatusCode,
+    },
+    Validated(Arc<Stored>),
+    Stale {
+        stored: Arc<Stored>,
+        reason: StaleReason,
+        status: Option<StatusCode>,
+        detail: &'static str,
+    },
+    Passed {
+        passed: Box<Passed>,
+        detail: Option<&'static str>,
+    },
+    Failed(Failure),
+}
+
+/// What is left to do once the one who asked has an answer.
+enum Rest {
+    Nothing,
+    Fill {
+        stored: Arc<Stored>,
+        body: ResponseBody,
+        writer: FillWriter,
+    },
+}
+
+impl Exchange {
+    pub fn new(
+        request: &Request,
+        stale: Option<Arc<Stored>>,
+        upstream: &UpstreamFields<'_>,
+    ) -> Exchange {
+        Exchange {
+            key: request.key.clone(),
+            method: request.method.clone(),
+            authority: request.authority.clone(),
+            target: request.target.clone(),
+            request: request.headers.clone(),
+            upstream: (upstream.make)(),
+            wanted: request.wanted.clone(),
+            linger: Some(request.origin.linger),
+            origin: request.origin.clone(),
+            stale,
+            interim: upstream.interim.clone(),
+        }
+    }
+
+    /// Without a client behind it.
+    pub fn in_background(mut self) -> Exchange {
+        self.interim = None;
+        self.linger = None;
+        self.wanted = Wanted::All;
+        self
+    }
+
+    /// The bytes to ask for: whole blocks around those wanted, and the read-ahead. `None` is all.
+    fn asked(&self, block_size: BlockSize) -> Option<Asked> {
+        if self.method != Method::GET {
+            return None;
+        }
+        match self.wanted {
+            Wanted::All => None,
+            Wanted::Span(from, to) => {
+                let start = block_size.floor(from);
+                let end = to.map(|to| block_size.ceil(to.saturating_add(self.origin.read_ahead)));
+                (start > 0 || end.is_some()).then_some(Asked::Span(start, end))
+            }
+            // One block more than wanted, so that the block in which it begins is whole.
+            Wanted::Suffix(length) => {
+                Some(Asked::Suffix(length.saturating_add(block_size.get() as u64)))
+            }
+        }
+    }
+
+    fn upstream_request(&mut self, asked: Option<&Asked>) -> UpstreamRequest {
+        let mut headers = std::mem::take(&mut self.upstream);
+        for name in CONDITIONAL_FIELDS {
+            headers.remove(name);
+        }
+        if let Some(stale) = &self.stale {
+            conditional::conditional_request(&mut headers, &stale.head.validators);
+        }
+        if let Some(asked) = asked {
+            headers.insert(header::RANGE, asked.to_header());
+        }
+        let authority = self.origin.authority_for(&self.authority);
+        let mut request =
+            UpstreamRequest::new(self.method.clone(), self.target.clone(), authority);
+        request.headers = headers;
+        request
+    }
+}
+
+/// Fields by which a client asks for less than the whole: the cache asks in its own words.
+const CONDITIONAL_FIELDS: [header::HeaderName; 6] = [
+    header::RANGE,
+    header::IF_RANGE,
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_UNMODIFIED_SINCE,
+];
+
+/// A byte range in an upstream request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Span(u64, Option<u64>),
+    Suffix(u64),
+}
+
+impl Asked {
+    fn to_header(self) -> HeaderValue {
+        let text = match self {
+            Asked::Span(start, Some(end)) => format!("bytes={start}-{}", end - 1),
+            Asked::Span(start, None) => format!("bytes={start}-"),
+            Asked::Suffix(length) => format!("bytes=-{length}"),
+        };
+        HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("bytes=0-"))
+    }
+
+    /// Whether a 206 that says `range` answers this question.
+    fn is_answered_by(self, range: &ContentRange, length: u64) -> bool {
+        let (start, end) = (range.span.start, range.span.end);
+        match self {
+            Asked::Span(from, to) => start == from && to.is_none_or(|to| end <= to) && end <= length,
+            Asked::Suffix(suffix) => start == length.saturating_sub(suffix) && end == length,
+        }
+    }
+}
+
+impl Fetcher {
+    /// Runs an exchange in its own task and waits for what it gives the one who asked.
+    pub async fn lead(self: &Rc<Self>, exchange: Exchange, lead: Option<Lead>) -> Led {
+        let (tell, told) = oneshot::channel();
+        self.spawn_exchange(exchange, lead, Some(tell));
+        told.await
+            .unwrap_or(Led::Failed(Failure::BadGateway("exchange-ended")))
+    }
+
+    /// Runs an exchange that nobody waits for.
+    pub fn spawn(self: &Rc<Self>, exchange: Exchange, lead: Option<Lead>) {
+        self.spawn_exchange(exchange, lead, None);
+    }
+
+    fn spawn_exchange(
+        self: &Rc<Self>,
+        exchange: Exchange,
+        lead: Option<Lead>,
+        tell: Option<oneshot::Sender<Led>>,
+    ) {
+        let fetcher = self.clone();
+        self.tasks.spawn(async move {
+            let linger = exchange.linger;
+            let (led, rest) = fetcher.exchange(exchange, lead).await;
+            if let Some(tell) = tell {
+                // A client that has gone by now wants nothing any more; the fill goes on for others.
+                let _ = tell.send(led);
+            }
+            if let Rest::Fill {
+                stored,
+                body,
+                writer,
+            } = rest
+            {
+                fetcher.fill(&stored, body, writer, linger).await;
+            }
+        });
+    }
+
+    async fn exchange(&self, mut exchange: Exchange, lead: Option<Lead>) -> (Led, Rest) {
+        let asked = exchange.asked(self.cache.store.block_size());
+        let request = exchange.upstream_request(asked.as_ref());
+        let sent_at = clock::now();
+        let interim = exchange.interim.take();
+        let mut on_interim = |status, headers| {
+            if let Some(interim) = &interim {
+                interim(status, headers);
+            }
+        };
+        let settings = &exchange.origin.upstream;
+        let response = self.pool.send(settings, request, &mut on_interim).await;
+        let (led, rest) = match response {
+            Ok(response) => self.judge(&exchange, asked, response, sent_at),
+            Err(error) => (self.unreachable(&exchange, &error), Rest::Nothing),
+        };
+        if let Some(lead) = lead {
+            lead.resolve(outcome(&led));
+        }
+        (led, rest)
+    }
+
+    /// The origin gave no answer: the stale one, if it may be served, or the failure.
+    fn unreachable(&self, exchange: &Exchange, error: &OriginError) -> Led {
+        let failure = failure(error);
+        self.stale_instead(exchange, ErrorSituation::Unreachable, None, failure.detail())
+            .unwrap_or(Led::Failed(failure))
+    }
+
+    fn stale_instead(
+        &self,
+        exchange: &Exchange,
+        situation: ErrorSituation,
+        status: Option<StatusCode>,
+        detail: &'static str,
+    ) -> Option<Led> {
+        let stored = exchange.stale.clone()?;
+        let reason = match situation {
+            ErrorSituation::Unreachable => StaleReason::Unreachable,
+            ErrorSituation::ServerError => StaleReason::IfError,
+        };
+        let freshness = &stored.head.freshness;
+        freshness
+            .may_serve_stale_on_error(situation, &exchange.origin.caching, clock::now())
+            .then_some(Led::Stale {
+                stored,
+                reason,
+                status,
+                detail,
+            })
+    }
+
+    fn judge(
+        &self,
+        exchange: &Exchange,
+        asked: Option<Asked>,
+        mut response: UpstreamResponse,
+        sent_at: SystemTime,
+    ) -> (Led, Rest) {
+        let now = clock::now();
+        hop::strip_hop_by_hop(&mut response.headers);
+        complete_head(&mut response, &self.pseudonym, now);
+        match (response.status, &exchange.stale) {
+            (StatusCode::NOT_MODIFIED, Some(stale)) => {
+                return (self.validated(exchange, stale, &response, sent_at, now), Rest::Nothing);
+            }
+            // Nothing was asked that 304 or a part could answer.
+            (StatusCode::NOT_MODIFIED, None) => return fault("unasked-304"),
+            (StatusCode::PARTIAL_CONTENT, _) if asked.is_none() => return fault("unasked-206"),
+            (status, _) if is_stale_if_error(status) => {
+                let situation = ErrorSituation::ServerError;
+                if let Some(led) =
+                    self.stale_instead(exchange, situation, Some(status), "origin-error")
+                {
+                    return (led, Rest::Nothing);
+                }
+            }
+            _ => {}
+        }
+        let span = match (response.status, asked) {
+            (StatusCode::PARTIAL_CONTENT, Some(asked)) => match partial_span(&response, asked) {
+                Some(span) => Some(span),
+                None => return fault("bad-content-range"),
+            },
+            _ => None,
+        };
+        if exchange.method == Method::HEAD {
+            self.learn_from_head(exchange, &response, sent_at, now);
+            return pass(response, None, None);
+        }
+        match self.storable(exchange, &response, span.as_ref(), sent_at, now) {
+            Ok(head) => self.store(exchange, head, response, span),
+            Err(detail) => {
+                if response.status.as_u16() < 500 {
+                    let until = clock::now_secs() + UNSHAREABLE_SECS;
+                    self.cache.residency.mark_unshareable(&exchange.key, until);
+                }
+                self.displace(exchange, &response);
+                let window = span.map(|(span, complete_length)| Window {
+                    starts_at: span.start,
+                    complete_length,
+                });
+                pass(response, window, Some(detail))
+            }
+        }
+    }
+
+    /// A newer answer that may not be stored still says that the stored one is out of date.
+    fn displace(&self, exchange: &Exchange, response: &UpstreamResponse) {
+        if let Some(stale) = &exchange.stale
+            && !response.status.is_server_error()
+        {
+            self.cache.residency.remove(stale);
+        }
+    }
+
+    fn storable(
+        &self,
+        exchange: &Exchange,
+        response: &UpstreamResponse,
+        span: Option<&(Range<u64>, u64)>,
+        sent_at: SystemTime,
+        now: SystemTime,
+    ) -> Result<Head, &'static str> {
+        // A part is stored as a piece of the whole it belongs to.
+        let status = match span {
+            Some(_) => StatusCode::OK,
+            None => response.status,
+        };
+        let freshness = freshness::storable(
+            &exchange.method,
+            &exchange.request,
+            status,
+            &response.headers,
+            &exchange.origin.caching,
+            sent_at,
+            now,
+        )
+        .map_err(freshness::NoStore::detail)?;
+        if response.close_delimited {
+            return Err("close-delimited");
+        }
+        let vary = VarySpec::from_headers(&response.headers);
+        let variant = vary.key_for(&exchange.request);
+        let mut headers = response.headers.clone();
+        headers.remove(header::CONTENT_RANGE);
+        let head = Head::new(status, headers, freshness, vary, variant);
+        if span.is_some() && !head.is_joinable() {
+            return Err("partial-without-validator");
+        }
+        Ok(head)
+    }
+
+    /// Makes the response findable and its body readable, before a byte of it has come.
+    fn store(
+        &self,
+        exchange: &Exchange,
+        head: Head,
+        response: UpstreamResponse,
+        span: Option<(Range<u64>, u64)>,
+    ) -> (Led, Rest) {
+        let status = response.status;
+        let store = &self.cache.store;
+        let length = match &span {
+            Some((_, complete_length)) => Some(*complete_length),
+            None if is_bodiless(status) => Some(0),
+            None => response.content_length,
+        };
+        let previous = exchange.stale.as_ref().filter(|stale| {
+            span.is_some()
+                && length == stale.body.object.length()
+                && stale.head.validators.same_representation(&head.validators)
+        });
+        // Bytes of the same representation are joined to those that are here already.
+        let body = match previous {
+            Some(stale) => stale.body.clone(),
+            None => {
+                let object = store.create();
+                if let Some(length) = length {
+                    object.set_length(length);
+                }
+                Body::new(object, head.is_joinable())
+            }
+        };
+        let span = match span {
+            Some((span, _)) => span,
+            None => 0..length.unwrap_or(u64::MAX),
+        };
+        let (fill, is_new) = body.fill_for(span.clone());
+        let stored = Stored::new(exchange.key.clone(), head, body.clone());
+        self.cache.residency.insert(stored.clone());
+        self.cache.residency.clear_unshareable(&exchange.key);
+        let rest = if is_new {
+            let mut writer = FillWriter::new(store.clone(), body, fill);
+            writer.accept(span);
+            Rest::Fill {
+                stored: stored.clone(),
+                body: response.body,
+                writer,
+            }
+        } else {
+            Rest::Nothing
+        };
+        (Led::Stored { stored, status }, rest)
+    }
+
+    /// RFC 9111 §4.3.4: the stored head takes over what the 304 says, and is fresh again.
+    fn validated(
+        &self,
+        exchange: &Exchange,
+        stale: &Arc<Stored>,
+        response: &UpstreamResponse,
+        sent_at: SystemTime,
+        now: SystemTime,
+    ) -> Led {
+        if !update::selects_stored(&response.headers, &stale.head.validators) {
+            // The origin speaks of another representation than the one it was asked about.
+            self.cache.residency.remove(stale);
+            return Led::Failed(Failure::BadGateway("wrong-304"));
+        }
+        match self.refreshed(exchange, stale, &response.headers, sent_at, now) {
+            Some(stored) => Led::Validated(stored),
+            None => Led::Validated(stale.clone()),
+        }
+    }
+
+    /// Puts a head with updated fields in the place of a stored one, over the same body.
+    fn refreshed(
+        &self,
+        exchange: &Exchange,
+        stale: &Arc<Stored>,
+        news: &HeaderMap,
+        sent_at: SystemTime,
+        now: SystemTime,
+    ) -> Option<Arc<Stored>> {
+        let mut headers = stale.head.headers.clone();
+        update::update_head(&mut headers, news);
+        let freshness = freshness::storable(
+            &Method::GET,
+            &exchange.request,
+            stale.head.status,
+            &headers,
+            &exchange.origin.caching,
+            sent_at,
+            now,
+        );
+        let Ok(freshness) = freshness else {
+            // Usable for the one who asked, and by nobody after.
+            self.cache.residency.remove(stale);
+            return None;
+        };
+        let stored = self.with_head(stale, headers, freshness, &exchange.request);
+        self.cache.residency.insert(stored.clone());
+        if stored.body.object.is_complete() {
+            self.cache.residency.persist(&stored);
+        }
+        Some(stored)
+    }
+
+    fn with_head(
+        &self,
+        stale: &Stored,
+        headers: HeaderMap,
+        freshness: Freshness,
+        request: &HeaderMap,
+    ) -> Arc<Stored> {
+        let vary = VarySpec::from_headers(&headers);
+        let variant = if vary == stale.head.vary {
+            stale.head.variant.clone()
+        } else {
+            vary.key_for(request)
+        };
+        let head = Head::new(stale.head.status, headers, freshness, vary, variant);
+        Stored::new(stale.key.clone(), head, stale.body.clone())
+    }
+
+    /// RFC 9111 §4.3.5: a HEAD answer freshens the stored GET it agrees with and outdates another.
+    fn learn_from_head(
+        &self,
+        exchange: &Exchange,
+        response: &UpstreamResponse,
+        sent_at: SystemTime,
+        now: SystemTime,
+    ) {
+        let Some(stored) = exchange.stale.as_ref().filter(|_| response.status == StatusCode::OK)
+        else {
+            return;
+        };
+        let length = stored.body.object.length();
+        if update::head_agrees(&response.headers, &stored.head.validators, length) {
+            self.refreshed(exchange, stored, &response.headers, sent_at, now);
+        } else {
+            stored.outdate();
+        }
+    }
+
+    /// Brings a body to its end, or as far as it comes.
+    async fn fill(
+        &self,
+        stored: &Arc<Stored>,
+        mut body: ResponseBody,
+        mut writer: FillWriter,
+        linger: Option<Duration>,
+    ) {
+        let _counted = self.cache.metrics.fill_started();
+        let fill = writer.fill().clone();
+        let outcome = transfer(&mut body, &mut writer, &fill, linger).await;
+        drop(body);
+        let outcome = writer.finish(outcome).await;
+        self.cache.metrics.fill_ended(outcome.err().map(fill_failure));
+        let object = &stored.body.object;
+        if object.is_complete() && !object.is_gone() {
+            self.cache.residency.persist(stored);
+        } else if !stored.body.is_whole_or_arriving() {
+            self.cache.residency.remove(stored);
+        }
+    }
+
+    /// How a reader of `stored` asks for bytes that are not here.
+    pub fn refill(
+        self: &Rc<Self>,
+        request: &Request,
+        stored: &Arc<Stored>,
+        upstream: &UpstreamFields<'_>,
+    ) -> Rc<Refill> {
+        Rc::new(Refill {
+            fetcher: self.clone(),
+            stored: stored.clone(),
+            authority: request.authority.clone(),
+            target: request.target.clone(),
+            upstream: (upstream.make)(),
+            origin: request.origin.clone(),
+        })
+    }
+}
+
+/// What waiters are told of an exchange.
+fn outcome(led: &Led) -> Outcome {
+    match led {
+        Led::Stored { stored, .. } | Led::Validated(stored) => {
+            if stored.head.freshness.is_shareable(clock::now()) {
+                Outcome::Stored(stored.clone())
+            } else {
+                Outcome::GoAlone
+            }
+        }
+        Led::Stale {
+            stored,
+            reason,
+            detail,
+            ..
+        } => Outcome::Stale(stored.clone(), *reason, detail),
+        Led::Passed { .. } => Outcome::GoAlone,
+        Led::Failed(failure) => Outcome::Failed(*failure),
+    }
+}
+
+fn fault(detail: &'static str) -> (Led, Rest) {
+    (Led::Failed(Failure::BadGateway(detail)), Rest::Nothing)
+}
+
+fn pass(
+    response: UpstreamResponse,
+    window: Option<Window>,
+    detail: Option<&'static str>,
+) -> (Led, Rest) {
+    let passed = Box::new(Passed { response, window });
+    (Led::Passed { passed, detail }, Rest::Nothing)
+}
+
+/// RFC 5861 §4 names these.
+fn is_stale_if_error(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 500 | 502 | 503 | 504)
+}
+
+fn is_bodiless(status: StatusCode) -> bool {
+    status == StatusCode::NO_CONTENT
+}
+
+/// What every recipient of a response adds to its head: a date where there is none, and itself.
+pub fn complete_head(response: &mut UpstreamResponse, pseudonym: &str, now: SystemTime) {
+    if !response.headers.contains_key(header::DATE)
+        && let Ok(date) = HeaderValue::try_from(httpdate::fmt_http_date(now))
+    {
+        response.headers.insert(header::DATE, date);
+    }
+    hop::append_via(&mut response.headers, response.version, pseudonym);
+}
+
+/// The span a 206 brings and the length of the whole, if both fit the question and the framing.
+fn partial_span(response: &UpstreamResponse, asked: Asked) -> Option<(Range<u64>, u64)> {
+    let value = response.headers.get(header::CONTENT_RANGE)?;
+    let range = ContentRange::parse(value)?;
+    let length = range.complete_length?;
+    let span = range.span.clone();
+    let fits_framing = response
+        .content_length
+        .is_none_or(|announced| announced == span.end - span.start);
+    (asked.is_answered_by(&range, length) && fits_framing && !span.is_empty())
+        .then_some((span, length))
+}
+
+async fn transfer(
+    body: &mut ResponseBody,
+    writer: &mut FillWriter,
+    fill: &Fill,
+    linger: Option<Duration>,
+) -> Result<(), BodyError> {
+    let mut abandoned = pin!(async {
+        match linger {
+            Some(linger) => fill.abandoned(linger).await,
+            None => std::future::pending().await,
+        }
+    });
+    loop {
+        let frame = tokio::select! {
+            biased;
+            frame = body.frame() => frame,
+            () = &mut abandoned => return Err(BodyError::Abandoned),
+        };
+        match frame {
+            Some(Ok(Frame::Data(data))) => writer.write(data).await?,
+            // Stored responses have no trailers (RFC 9110 §6.5.1 allows to discard them).
+            Some(Ok(Frame::Trailers(_))) => {}
+            Some(Err(error)) => return Err(body_error(&error)),
+            None => return Ok(()),
+        }
+    }
+}
+
+/// What an upstream's failure in the middle of a body means to its readers.
+pub fn body_error(error: &OriginError) -> BodyError {
+    match error.kind {
+        ErrorKind::Truncated => BodyError::Truncated,
+        ErrorKind::Timeout(_) => BodyError::Timeout,
+        ErrorKind::Protocol => BodyError::Protocol,
+        _ => BodyError::Truncated,
+    }
+}
+
+/// Why a whole exchange failed.
+pub fn failure(error: &OriginError) -> Failure {
+    match error.status() {
+        StatusCode::GATEWAY_TIMEOUT => Failure::GatewayTimeout(error.detail()),
+        StatusCode::SERVICE_UNAVAILABLE => Failure::Busy(error.detail()),
+        _ => Failure::BadGateway(error.detail()),
+    }
+}
+
+/// What the metrics call the end of a fill.
+fn fill_failure(error: BodyError) -> FillFailure {
+    match error {
+        BodyError::Truncated => FillFailure::Truncated,
+        BodyError::Overlong => FillFailure::Overlong,
+        BodyError::Timeout => FillFailure::Timeout,
+        BodyError::Protocol => FillFailure::Protocol,
+        BodyError::Changed => FillFailure::Changed,
+        BodyError::Unreachable => FillFailure::Unreachable,
+        BodyError::Abandoned => FillFailure::Abandoned,
+        BodyError::Missing => FillFailure::Other,
+    }
+}
+
+/// How the readers of one stored response ask for what is missing of it.
+pub struct Refill {
+    fetcher: Rc<Fetcher>,
+    stored: Arc<Stored>,
+    authority: Box<str>,
+    target: Bytes,
+    upstream: HeaderMap,
+    origin: Arc<OriginRules>,
+}
+
+impl Refill {
+    /// Begins to fill the first missing run of `span`, and the read-ahead behind it.
+    pub fn start(self: &Rc<Self>, body: &Arc<Body>, span: Range<u64>) -> Arc<Fill> {
+        let run = self.missing_run(body, span);
+        let (fill, is_new) = body.fill_for(run);
+        if is_new {
+            let refill = self.clone();
+            let writer = FillWriter::new(self.store().clone(), body.clone(), fill.clone());
+            self.fetcher.tasks.spawn(async move { refill.run(writer).await });
+        }
+        fill
+    }
+
+    fn store(&self) -> &Store {
+        &self.fetcher.cache.store
+    }
+
+    fn missing_run(&self, body: &Body, span: Range<u64>) -> Range<u64> {
+        let block_size = self.store().block_size();
+        let length = body.object.length().unwrap_or(u64::MAX);
+        let end = span.end.saturating_add(self.origin.read_ahead).min(length);
+        let blocks = block_size.span(span.start..end.max(span.start + 1));
+        let gap = (self.origin.merge_gap / block_size.get() as u64) as u32;
+        let run = body.object.missing_runs(blocks.clone(), gap);
+        let run = run.into_iter().next().unwrap_or(blocks.start..blocks.start + 1);
+        block_size.floor(run.start as u64 * block_size.get() as u64)
+            ..(run.end as u64 * block_size.get() as u64).min(length)
+    }
+
+    async fn run(&self, mut writer: FillWriter) {
+        let _counted = self.fetcher.cache.metrics.fill_started();
+        let fill = writer.fill().clone();
+        let outcome = match self.ask(&mut writer).await {
+            Ok(mut body) => {
+                let linger = Some(self.origin.linger);
+                transfer(&mut body, &mut writer, &fill, linger).await
+            }
+            Err(error) => Err(error),
+        };
+        let outcome = writer.finish(outcome).await;
+        self.fetcher.cache.metrics.fill_ended(outcome.err().map(fill_failure));
+        if outcome == Err(BodyError::Changed) {
+            self.fetcher.cache.residency.remove(&self.stored);
+        }
+    }
+
+    /// Sends the question; the body that comes is of the stored representation, or there is none.
+    async fn ask(&self, writer: &mut FillWriter) -> Result<ResponseBody, BodyError> {
+        let span = writer.fill().span();
+        let asked = Asked::Span(span.start, Some(span.end));
+        let authority = self.origin.authority_for(&self.authority);
+        let mut request = UpstreamRequest::new(Method::GET, self.target.clone(), authority);
+        request.headers = self.upstream.clone();
+        for name in CONDITIONAL_FIELDS {
+            request.headers.remove(name);
+        }
+        request.headers.insert(header::RANGE, asked.to_header());
+        let validators = &self.stored.head.validators;
+        if let Some(if_range) = validators.if_range() {
+            request.headers.insert(header::IF_RANGE, if_range);
+        }
+        let pool = &self.fetcher.pool;
+        let response = pool.send(&self.origin.upstream, request, &mut |_, _| {}).await;
+        let response = response.map_err(|_| BodyError::Unreachable)?;
+        let length = self.stored.body.object.length();
+        let same = validators.same_representation(&Validators::from_headers(&response.headers));
+        match response.status {
+            StatusCode::PARTIAL_CONTENT => {
+                let (span, complete) =
+                    partial_span(&response, asked).ok_or(BodyError::Protocol)?;
+                if !same || length != Some(complete) {
+                    return Err(BodyError::Changed);
+                }
+                writer.accept(span);
+            }
+            // An origin without ranges: all of it once more, of which the missing blocks are kept.
+            StatusCode::OK if same && response.content_length.is_none_or(|n| Some(n) == length) => {
+                writer.accept(0..length.unwrap_or(u64::MAX));
+            }
+            status if status.is_server_error() => return Err(BodyError::Unreachable),
+            _ => return Err(BodyError::Changed),
+        }
+        Ok(response.body)
+    }
+}

@@ -1,0 +1,263 @@
+//! What is stored under which key: the one place that changes it.
+//!
+//! ```text
+//! cache key ─► Resource ─► [Stored, Stored, …]   newest first, one for each variant
+//!                             │ head (headers, freshness, validators, variant)
+//!                             └ body (blocks in the store, fills in flight)
+//! ```
+//!
+//! Kept true here:
+//! - Lookups take no lock. Changes are serialised, and swap a resource's whole list at once.
+//! - A stored response is found from the moment its head is known; it is written to the index only
+//!   once a restart could make sense of it (whole, or joinable by a strong validator).
+//! - The full key is compared, never only its hash.
+//! - A response that left the list has left the store: its row goes first, its extents when the last
+//!   reader is done.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use http::HeaderMap;
+use parking_lot::Mutex;
+
+use crate::cache::body::Body;
+use crate::cache::head::Head;
+use crate::semantics::key::CacheKey;
+use crate::semantics::vary::VariantKey;
+use crate::store::{Object, Recovered, Store};
+
+/// Variants kept of one resource: a response that varies by something unbounded must not fill the index.
+const MAX_VARIANTS: usize = 64;
+
+/// Resources remembered as not worth waiting for, and for how long.
+const MAX_UNSHAREABLE: usize = 65_536;
+
+/// One stored response: a head and the body it belongs to.
+pub struct Stored {
+    pub key: CacheKey,
+    pub head: Head,
+    pub body: Arc<Body>,
+    /// Made stale before its time by an operator or an unsafe method.
+    outdated: AtomicBool,
+}
+
+impl Stored {
+    pub fn new(key: CacheKey, head: Head, body: Arc<Body>) -> Arc<Stored> {
+        Arc::new(Stored {
+            key,
+            head,
+            body,
+            outdated: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether it may answer a request with these fields: its variant, and its bytes to be had.
+    pub fn matches(&self, request: &HeaderMap) -> bool {
+        self.head.selects(request) && self.is_usable()
+    }
+
+    fn is_usable(&self) -> bool {
+        !self.body.object.is_gone() && self.body.is_whole_or_arriving()
+    }
+
+    /// From now on it has to be validated, whatever its freshness says.
+    pub fn outdate(&self) {
+        self.outdated.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_outdated(&self) -> bool {
+        self.outdated.load(Ordering::Relaxed)
+    }
+}
+
+pub struct Resource {
+    key: CacheKey,
+    variants: ArcSwap<Vec<Arc<Stored>>>,
+}
+
+impl Resource {
+    /// The newest stored response that these request fields select (RFC 9111 §4.1).
+    pub fn select(&self, request: &HeaderMap) -> Option<Arc<Stored>> {
+        let variants = self.variants.load();
+        variants.iter().find(|stored| stored.matches(request)).cloned()
+    }
+
+    /// The variant that these request fields name, by what the newest response varies on.
+    pub fn variant_of(&self, request: &HeaderMap) -> Option<VariantKey> {
+        let variants = self.variants.load();
+        variants.first().map(|newest| newest.head.vary.key_for(request))
+    }
+
+    pub fn variants(&self) -> Vec<Arc<Stored>> {
+        self.variants.load().to_vec()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.variants.load().is_empty()
+    }
+}
+
+pub struct Residency {
+    store: Store,
+    resources: papaya::HashMap<[u8; 32], Arc<Resource>>,
+    /// The key of each body that the store may give up by itself.
+    owners: papaya::HashMap<u64, CacheKey>,
+    changes: Mutex<()>,
+    /// Keys whose last answer could not be shared, until when (seconds of the node's clock).
+    unshareable: quick_cache::sync::Cache<[u8; 32], u64>,
+}
+
+impl Residency {
+    pub fn new(store: Store) -> Residency {
+        Residency {
+            store,
+            resources: papaya::HashMap::new(),
+            owners: papaya::HashMap::new(),
+            changes: Mutex::new(()),
+            unshareable: quick_cache::sync::Cache::new(MAX_UNSHAREABLE),
+        }
+    }
+
+    /// Takes in what the store found on disk. Rows that cannot be read are dropped: a miss, no error.
+    pub fn recover(&self, recovered: Vec<Recovered>) {
+        for row in recovered {
+            let head = Head::decode(&row.head);
+            let key = CacheKey::from_bytes(&row.key);
+            let (Some(head), Some(key)) = (head, key) else {
+                self.store.remove(&row.object);
+                continue;
+            };
+            let body = Body::new(row.object, head.is_joinable());
+            if !body.is_whole_or_arriving() {
+                self.store.remove(&body.object);
+                continue;
+            }
+            self.place(Stored::new(key, head, body));
+        }
+    }
+
+    pub fn find(&self, key: &CacheKey) -> Option<Arc<Resource>> {
+        let resources = self.resources.pin();
+        let resource = resources.get(key.hash())?;
+        (resource.key == *key).then(|| resource.clone())
+    }
+
+    /// Makes a response findable, in place of the one of its variant.
+    pub fn insert(&self, stored: Arc<Stored>) {
+        if stored.body.joinable && stored.body.object.length().is_some() {
+            self.persist(&stored);
+        }
+        self.place(stored);
+    }
+
+    /// Gives a stored response an index row, so that it is found after a restart.
+    pub fn persist(&self, stored: &Stored) {
+        let head = stored.head.encode();
+        self.store
+            .publish(&stored.body.object, stored.key.as_bytes(), head);
+    }
+
+    fn place(&self, stored: Arc<Stored>) {
+        let _changing = self.changes.lock();
+        let body = stored.body.object.id().0;
+        self.owners.pin().insert(body, stored.key.clone());
+        let resources = self.resources.pin();
+        let resource = match resources.get(stored.key.hash()) {
+            Some(resource) if resource.key == stored.key => resource.clone(),
+            // Another key with this hash: the newer one takes its place.
+            other => {
+                if let Some(other) = other {
+                    self.discard(&other.variants());
+                }
+                let resource = Arc::new(Resource {
+                    key: stored.key.clone(),
+                    variants: ArcSwap::default(),
+                });
+                resources.insert(*stored.key.hash(), resource.clone());
+                resource
+            }
+        };
+        let mut variants = vec![stored.clone()];
+        let mut dropped = Vec::new();
+        for old in resource.variants.load().iter() {
+            if Arc::ptr_eq(&old.body, &stored.body) {
+                continue;
+            }
+            let replaced = old.head.same_variant(&stored.head) || !old.is_usable();
+            if replaced || variants.len() >= MAX_VARIANTS {
+                dropped.push(old.clone());
+            } else {
+                variants.push(old.clone());
+            }
+        }
+        resource.variants.store(Arc::new(variants));
+        self.discard(&dropped);
+    }
+
+    fn discard(&self, dropped: &[Arc<Stored>]) {
+        for stored in dropped {
+            self.owners.pin().remove(&stored.body.object.id().0);
+            self.store.remove(&stored.body.object);
+        }
+    }
+
+    /// Removes one stored response, whichever head it has by now.
+    pub fn remove(&self, stored: &Stored) {
+        self.owners.pin().remove(&stored.body.object.id().0);
+        self.store.remove(&stored.body.object);
+        self.drop_variants(&stored.key, |other| Arc::ptr_eq(&other.body, &stored.body));
+    }
+
+    /// The store gave an object up to make room.
+    pub fn evicted(&self, object: &Arc<Object>) {
+        let key = self.owners.pin().remove(&object.id().0).cloned();
+        if let Some(key) = key {
+            self.drop_variants(&key, |stored| Arc::ptr_eq(&stored.body.object, object));
+        }
+    }
+
+    /// Removes every variant of a resource (RFC 9111 §4.4). Returns how many there were.
+    pub fn invalidate(&self, key: &CacheKey) -> usize {
+        let Some(resource) = self.find(key) else {
+            return 0;
+        };
+        let variants = resource.variants();
+        self.discard(&variants);
+        self.drop_variants(key, |_| true);
+        variants.len()
+    }
+
+    fn drop_variants(&self, key: &CacheKey, gone: impl Fn(&Stored) -> bool) {
+        let _changing = self.changes.lock();
+        let resources = self.resources.pin();
+        let Some(resource) = resources.get(key.hash()) else {
+            return;
+        };
+        if resource.key != *key {
+            return;
+        }
+        let mut variants = resource.variants();
+        variants.retain(|stored| !gone(stored));
+        if variants.is_empty() {
+            resources.remove(key.hash());
+        }
+        resource.variants.store(Arc::new(variants));
+    }
+
+    /// Remembers that requests for this key should not wait for one another until `until_secs`.
+    pub fn mark_unshareable(&self, key: &CacheKey, until_secs: u64) {
+        self.unshareable.insert(*key.hash(), until_secs);
+    }
+
+    pub fn clear_unshareable(&self, key: &CacheKey) {
+        self.unshareable.remove(key.hash());
+    }
+
+    pub fn is_unshareable(&self, key: &CacheKey, now_secs: u64) -> bool {
+        self.unshareable
+            .get(key.hash())
+            .is_some_and(|until| now_secs < until)
+    }
+
+}

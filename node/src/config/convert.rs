@@ -1,0 +1,156 @@
+//! Settings as the lower modules want them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{AccessFormat, Config, HostHeader, Http2, Io, Limits, Origin, Rules, Scheme};
+use crate::block::BlockSize;
+use crate::cache::OriginRules;
+use crate::origin::{self, Tls, TlsError, TlsOptions};
+use crate::semantics::freshness;
+use crate::store::{self, IoMode};
+use crate::telemetry::{Format, Sink};
+use crate::{proxy, wire};
+
+impl Config {
+    pub fn store_settings(&self) -> store::Settings {
+        let settings = &self.store;
+        let defaults =
+            store::Settings::new(&settings.dir, settings.size_bytes, settings.memory_bytes);
+        store::Settings {
+            block_size: BlockSize::new(settings.block_size_bytes).unwrap_or_default(),
+            io: match settings.io {
+                Io::Auto => IoMode::Auto,
+                Io::Uring => IoMode::Uring,
+                Io::Blocking => IoMode::Blocking,
+            },
+            max_objects: settings.max_objects,
+            ..defaults
+        }
+    }
+
+    /// The origins in their order: an index of [`Routes`](super::Routes) is one of this list. Reads
+    /// the files of certificates that they name.
+    pub fn origin_rules(&self) -> Result<Vec<Arc<OriginRules>>, TlsError> {
+        let rules = |origin: &Origin| {
+            Ok(Arc::new(OriginRules {
+                name: origin.name.as_str().into(),
+                upstream: Arc::new(origin.upstream_settings(self.node.threads.get())?),
+                caching: origin.rules.caching(),
+                read_ahead: origin.read_ahead_bytes,
+                merge_gap: origin.merge_gap_bytes,
+                linger: self.limits.linger,
+                host: match &origin.host_header {
+                    HostHeader::Client => None,
+                    HostHeader::Origin => Some(origin.url.authority().into()),
+                    HostHeader::Literal(host) => Some(host.as_str().into()),
+                },
+            }))
+        };
+        self.origins.iter().map(rules).collect()
+    }
+
+    /// `pseudonym/region`, or the pseudonym alone: how `Cache-Status` names this node.
+    pub fn cache_name(&self) -> String {
+        match &self.node.region {
+            Some(region) => format!("{}/{region}", self.node.pseudonym),
+            None => self.node.pseudonym.clone(),
+        }
+    }
+
+    /// Format and place of the access log; `None` when it is off.
+    pub fn access_log(&self) -> Option<(Format, Sink)> {
+        let format = match self.log.access {
+            AccessFormat::Combined => Format::Combined,
+            AccessFormat::Json => Format::Json,
+            AccessFormat::Off => return None,
+        };
+        Some((
+            format,
+            self.log
+                .path
+                .clone()
+                .map_or(Sink::Stdout, |path: PathBuf| Sink::File(path)),
+        ))
+    }
+}
+
+impl Origin {
+    /// How this origin is reached from each of `threads` data threads, which share its connections
+    /// evenly.
+    pub fn upstream_settings(&self, threads: usize) -> Result<origin::Settings, TlsError> {
+        let scheme = match self.url.scheme {
+            Scheme::Http => origin::Scheme::Http,
+            Scheme::Https => origin::Scheme::Https,
+        };
+        let tls = match self.url.scheme {
+            Scheme::Http => None,
+            Scheme::Https => Some(Tls::new(&TlsOptions {
+                extra_ca: self.tls_ca.clone(),
+                insecure: self.tls_insecure,
+                server_name: self.tls_name.clone(),
+            })?),
+        };
+        let defaults = origin::Settings::new(scheme, self.url.host.as_str(), self.url.port);
+        let max_connections = self.max_connections.div_ceil(threads.max(1));
+        Ok(origin::Settings {
+            http2: match self.http2 {
+                Http2::Off => origin::Http2::Off,
+                Http2::Auto => origin::Http2::Auto,
+                Http2::PriorKnowledge => origin::Http2::PriorKnowledge,
+            },
+            tls,
+            connect_timeout: self.connect_timeout,
+            first_byte_timeout: self.first_byte_timeout,
+            read_timeout: self.read_timeout,
+            write_timeout: self.write_timeout,
+            idle_timeout: self.idle_timeout,
+            queue_timeout: self.queue_timeout,
+            max_connections,
+            max_idle: defaults.max_idle.min(max_connections),
+            max_interim: self.max_interim,
+            limits: wire::Limits {
+                max_head_bytes: self.max_header_bytes,
+                ..defaults.limits
+            },
+            ..defaults
+        })
+    }
+}
+
+impl Rules {
+    pub fn caching(&self) -> freshness::Rules {
+        freshness::Rules {
+            default_ttl: self.default_ttl,
+            heuristic: self.heuristic,
+            heuristic_max: self.heuristic_max,
+            stale_while_revalidate: self.stale_while_revalidate,
+            stale_if_error: self.stale_if_error,
+            serve_stale_when_unreachable: self.serve_stale_when_unreachable,
+            store_set_cookie: self.store_set_cookie,
+            store_authorized: self.store_authorized,
+            honor_client_cache_control: self.honor_client_cache_control,
+        }
+    }
+}
+
+impl Limits {
+    pub fn proxy(&self) -> proxy::Limits {
+        proxy::Limits {
+            first_byte_timeout: self.first_byte_timeout,
+            header_timeout: self.header_timeout,
+            idle_timeout: self.idle_timeout,
+            write_timeout: self.write_timeout,
+            body_rate: self.body_rate,
+            max_drained_body: self.max_drained_body,
+            max_ranges: self.max_ranges,
+            max_streams: self.max_streams,
+            wire: wire::Limits {
+                max_head_bytes: self.max_header_bytes,
+                max_fields: self.max_headers,
+                max_target_bytes: self.max_uri_bytes,
+                ..wire::Limits::default()
+            },
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! caje's node: a shared HTTP cache in front of one or more origins, which streams while it fills.
+//!
+//! `ARCHITECTURE.md` at the root of the repository tells what knows what. The rows below are its layers,
+//! top first; a module imports only from rows under its own (`tests/tests/tidy.rs` holds it).
+
+pub mod demo;
+pub mod doctor;
+pub mod node;
+
+pub mod config;
+
+pub mod proxy;
+
+pub mod cache;
+
+pub mod origin;
+pub mod store;
+
+pub mod block;
+pub mod clock;
+pub mod semantics;
+pub mod tasks;
+pub mod telemetry;
+pub mod wire;
+
+pub use config::Config;
+pub use node::{Node, StartError};

@@ -1,0 +1,297 @@
+//! `caje-node`: runs a node, checks its configuration, examines its machine, plays the demo.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use caje_node::config::{Config, Environment};
+use caje_node::telemetry::diagnostics;
+use caje_node::{Node, demo, doctor};
+use clap::{Parser, Subcommand};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Bad configuration or usage: starting again will not help.
+const EXIT_USAGE: u8 = 2;
+
+#[derive(Parser)]
+#[command(name = "caje-node", version, about = "A CDN node: a shared HTTP cache that streams while it fills")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a node from a configuration file
+    Run {
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Run a node in front of one origin, without a file
+    Proxy {
+        /// Where to serve clients, such as 127.0.0.1:8080 or :8080
+        #[arg(long, value_name = "ADDR")]
+        listen: String,
+        /// Where the content comes from, such as http://127.0.0.1:3000
+        #[arg(long, value_name = "URL")]
+        origin: String,
+        /// Where bodies are kept; by default a folder of its own in the user's cache directory
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+        /// Where metrics and health are served; port 0 picks one
+        #[arg(long, value_name = "ADDR")]
+        admin: Option<String>,
+        /// How much memory to use for bodies, such as 256MiB
+        #[arg(long, value_name = "SIZE")]
+        memory: Option<String>,
+    },
+    /// Check a configuration file: every error with its line
+    Check {
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Examine this machine: io_uring, disk, limits, origins
+    Doctor {
+        #[command(flatten)]
+        config: OptionalConfigFile,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Three nodes and an origin on this machine, to try everything
+    Demo(demo::Arguments),
+}
+
+#[derive(clap::Args)]
+struct ConfigFile {
+    /// The configuration file [default: $CAJE_CONFIG, or caje.toml]
+    #[arg(short, long = "config", value_name = "FILE")]
+    path: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct OptionalConfigFile {
+    /// The configuration file
+    #[arg(short, long = "config", value_name = "FILE")]
+    path: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    fn path(&self) -> PathBuf {
+        let from_environment = || Environment::of_process().config_path;
+        self.path
+            .clone()
+            .or_else(from_environment)
+            .unwrap_or_else(|| PathBuf::from("caje.toml"))
+    }
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Run { config } => {
+            let path = config.path();
+            match Config::load(&path) {
+                Ok(config) => run(config, Some(&path)),
+                Err(errors) => usage_error(&errors),
+            }
+        }
+        Command::Proxy { listen, origin, data_dir, admin, memory } => {
+            let config = Config::proxy(&listen, &origin, data_dir.as_deref())
+                .and_then(|config| config.with_overrides(admin.as_deref(), memory.as_deref()));
+            match config {
+                Ok(config) => run(config, None),
+                Err(error) => usage_error(&error),
+            }
+        }
+        Command::Check { config } => check(&config.path()),
+        Command::Doctor { config, json } => examine(config.path.as_deref(), json),
+        Command::Demo(arguments) => match demo::run(arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn usage_error(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("{error}");
+    ExitCode::from(EXIT_USAGE)
+}
+
+fn check(path: &Path) -> ExitCode {
+    match Config::load(path) {
+        Ok(config) => {
+            println!("{}: ok, {} origin(s)", path.display(), config.origins.len());
+            ExitCode::SUCCESS
+        }
+        Err(errors) => usage_error(&errors),
+    }
+}
+
+fn examine(path: Option<&Path>, json: bool) -> ExitCode {
+    let config = match path {
+        Some(path) => Config::load(path),
+        None => Ok(Config::for_doctor()),
+    };
+    let config = match config {
+        Ok(config) => config,
+        Err(errors) => return usage_error(&errors),
+    };
+    let checks = doctor::examine(&config);
+    match json {
+        true => println!("{}", doctor::json(&checks)),
+        false => print!("{}", doctor::table(&checks)),
+    }
+    match doctor::worst(&checks) {
+        doctor::Status::Fail => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn run(config: Config, path: Option<&Path>) -> ExitCode {
+    let level = match diagnostics::start(&config.log.level) {
+        Ok(level) => level,
+        Err(error) => return usage_error(&error),
+    };
+    raise_descriptor_limit();
+    let node = match Node::start(config) {
+        Ok(node) => node,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    for address in node.addresses() {
+        println!("listening http://{address}");
+    }
+    println!("admin http://{}", node.admin_address());
+    match supervise(&node, path, &level) {
+        Ok(()) => {
+            node.drain();
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Waits for signals and for the file to change, until the node is to end.
+fn supervise(node: &Node, path: Option<&Path>, level: &diagnostics::Level) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the control loop")?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
+        let mut hangup = signal(SignalKind::hangup()).context("watching for SIGHUP")?;
+        let mut file = path.map(FileWatch::new).transpose()?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => {
+                    node.reopen_log();
+                    reload(node, path, level);
+                }
+                changed = FileWatch::changed(&mut file) => {
+                    changed.context("watching the configuration file")?;
+                    reload(node, path, level);
+                }
+            }
+        }
+        tracing::info!("draining");
+        Ok(())
+    })
+}
+
+/// A bad file changes nothing, and says why.
+fn reload(node: &Node, path: Option<&Path>, level: &diagnostics::Level) {
+    let Some(path) = path else { return };
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(errors) => {
+            node.count_failed_reload();
+            tracing::error!("the configuration was not reloaded:\n{errors}");
+            return;
+        }
+    };
+    if let Err(error) = level.set(&config.log.level) {
+        tracing::error!(%error, "the log level was not changed");
+    }
+    match node.reload(config) {
+        Ok(sections) if sections.is_empty() => tracing::info!("configuration reloaded"),
+        Ok(sections) => tracing::warn!(?sections, "configuration reloaded; these sections need a restart"),
+        Err(error) => tracing::error!(%error, "the configuration was not reloaded"),
+    }
+}
+
+/// Tells when a file was written or replaced. The folder is watched: editors replace files.
+struct FileWatch {
+    inotify: Inotify,
+    /// The same, as the runtime waits on it.
+    readable: AsyncFd<OwnedFd>,
+    name: std::ffi::OsString,
+}
+
+impl FileWatch {
+    fn new(path: &Path) -> anyhow::Result<FileWatch> {
+        let path = std::path::absolute(path).context("finding the configuration file")?;
+        let folder = path.parent().context("finding the configuration file's folder")?;
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
+            .context("watching the configuration file")?;
+        let events = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
+        inotify
+            .add_watch(folder, events)
+            .context("watching the configuration file's folder")?;
+        let watched = inotify
+            .as_fd()
+            .try_clone_to_owned()
+            .context("watching the configuration file")?;
+        Ok(FileWatch {
+            inotify,
+            readable: AsyncFd::register(watched).context("watching the configuration file")?,
+            name: path.file_name().unwrap_or_default().to_owned(),
+        })
+    }
+
+    /// Never completes without a file to watch.
+    async fn changed(watch: &mut Option<FileWatch>) -> anyhow::Result<()> {
+        let Some(watch) = watch else {
+            return std::future::pending().await;
+        };
+        loop {
+            let mut ready = watch.readable.readable().await?;
+            match watch.inotify.read_events() {
+                Ok(events) => {
+                    let ours = |name: &Option<std::ffi::OsString>| name.as_ref() == Some(&watch.name);
+                    if events.iter().any(|event| ours(&event.name)) {
+                        return Ok(());
+                    }
+                }
+                Err(nix::errno::Errno::EAGAIN) => ready.clear_ready(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Every client and every origin is a descriptor: as many as the system allows.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+}

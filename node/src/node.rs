@@ -1,0 +1,402 @@
+//! A running node: its threads, its listeners, and everything that outlives a request.
+//!
+//! ```text
+//!  main ── Node::start ─┬─ data thread 0..n   own listeners (SO_REUSEPORT), own ring, own origin pools
+//!                       ├─ store's threads    index, write-behind, eviction
+//!                       ├─ control thread     admin listener: metrics, health
+//!                       └─ access log's thread
+//!       ── reload ──────► settings are swapped as one; connections notice nothing
+//!       ── drain ───────► stop accepting ─► let run, bounded ─► flush the index ─► gone
+//! ```
+
+mod admin;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::watch;
+use tokio::task::LocalSet;
+
+use crate::cache::fill::Fetcher;
+use crate::cache::inflight::Inflight;
+use crate::cache::residency::Residency;
+use crate::cache::{Cache, LocalCache};
+use crate::config::{Config, Routes};
+use crate::origin::OriginPool;
+use crate::proxy::connection::accept;
+use crate::proxy::{self, Admission, Draining, Identity, Proxy};
+use crate::store::{self, Store, StoreEvents};
+use crate::tasks::Tasks;
+use crate::telemetry::{AccessLog, Metrics, NodeState, ReloadResult};
+
+/// Connections that wait to be accepted, on each listener.
+const BACKLOG: i32 = 4096;
+
+/// Why a node does not start. `main` exits with 2 for what trying again will not cure.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {address}: {error}")]
+    Listen { address: String, error: io::Error },
+    #[error("cannot use the data directory: {0}")]
+    Store(#[from] store::OpenError),
+    #[error("an origin's TLS settings cannot be used: {0}")]
+    Origin(String),
+    #[error("cannot write the access log: {0}")]
+    AccessLog(io::Error),
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+}
+
+/// A running node. Dropping it ends it at once; [`Node::drain`] ends it well.
+pub struct Node {
+    config: parking_lot::Mutex<Config>,
+    shared: Arc<proxy::Shared>,
+    cache: Cache,
+    addresses: Vec<SocketAddr>,
+    admin_address: SocketAddr,
+    phase: watch::Sender<Phase>,
+    threads: Vec<JoinHandle<()>>,
+    tasks: Arc<AtomicUsize>,
+}
+
+/// What the data threads are to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serve,
+    /// Finish what runs, for this long at the most.
+    Drain(Duration),
+}
+
+impl Node {
+    /// Binds, opens the store and begins to serve. Blocks for as long as that takes.
+    pub fn start(config: Config) -> Result<Node, StartError> {
+        let threads = config.node.threads.get();
+        let listeners = listeners(&config, threads)?;
+        let admin = admin_listener(&config)?;
+        let metrics = Arc::new(Metrics::new());
+        let log = access_log(&config, &metrics)?;
+        let cache = open_cache(&config, &metrics)?;
+        let settings = settings(&config, &metrics)?;
+        let addresses = listeners[0]
+            .iter()
+            .filter_map(|listener| listener.local_addr().ok())
+            .collect();
+        let shared = Arc::new(proxy::Shared {
+            settings: ArcSwap::from_pointee(settings),
+            identity: identity(&config),
+            metrics: metrics.clone(),
+            log,
+        });
+        let (phase, phases) = watch::channel(Phase::Serve);
+        let tasks = Arc::new(AtomicUsize::new(0));
+        let counters = Arc::new(crate::origin::Counters::default());
+        admin::sample(&metrics, &cache, &counters, &tasks, phases.clone());
+        let admission = Admission::new(
+            config.limits.max_connections,
+            config.limits.max_connections_per_address,
+        );
+        let admin_address = admin.local_addr().map_err(|error| StartError::Listen {
+            address: config.admin.listen.to_string(),
+            error,
+        })?;
+        let uses_rings = cache.store.health().io == "io_uring";
+        let mut running = vec![admin::start(admin, metrics.clone(), cache.store.clone(), phases.clone())
+            .map_err(StartError::Thread)?];
+        for (place, listeners) in listeners.into_iter().enumerate() {
+            let thread = DataThread {
+                listeners,
+                shared: shared.clone(),
+                cache: cache.clone(),
+                counters: counters.clone(),
+                admission: admission.clone(),
+                phases: phases.clone(),
+                tasks: tasks.clone(),
+                uses_ring: uses_rings,
+            };
+            let started = thread::Builder::new()
+                .name(format!("data-{place}"))
+                .spawn(move || thread.run());
+            running.push(started.map_err(StartError::Thread)?);
+        }
+        Ok(Node {
+            config: parking_lot::Mutex::new(config),
+            shared,
+            cache,
+            addresses,
+            admin_address,
+            phase,
+            threads: running,
+            tasks,
+        })
+    }
+
+    /// Where clients are served.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.shared.metrics
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.cache.store
+    }
+
+    /// Tasks that live on the data threads.
+    pub fn live_tasks(&self) -> usize {
+        self.tasks.load(Ordering::Relaxed)
+    }
+
+    /// Takes new settings into use, without touching a connection. Returns the sections that only a
+    /// restart can change. On an error nothing has changed.
+    pub fn reload(&self, config: Config) -> Result<Vec<&'static str>, StartError> {
+        let metrics = self.metrics();
+        let settings = settings(&config, metrics).inspect_err(|_| {
+            metrics.config_reloads.increment(ReloadResult::Failed);
+        })?;
+        self.shared.settings.store(Arc::new(settings));
+        metrics.config_reloads.increment(ReloadResult::Ok);
+        let mut current = self.config.lock();
+        let needs_restart = current.needs_restart(&config);
+        *current = config;
+        Ok(needs_restart)
+    }
+
+    /// A configuration that could not be read.
+    pub fn count_failed_reload(&self) {
+        self.metrics().config_reloads.increment(ReloadResult::Failed);
+    }
+
+    /// For log rotation.
+    pub fn reopen_log(&self) {
+        self.shared.log.reopen();
+    }
+
+    /// Stops accepting, lets what runs finish within the configured time, and flushes the index.
+    /// Blocks.
+    pub fn drain(mut self) {
+        let bound = self.config.lock().limits.drain_timeout;
+        self.stop(bound);
+    }
+
+    fn stop(&mut self, bound: Duration) {
+        if self.threads.is_empty() {
+            return;
+        }
+        self.phase.send_replace(Phase::Drain(bound));
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so; the others still have work to finish.
+            let _ = thread.join();
+        }
+        block_on(self.cache.store.flush());
+        self.shared.log.close();
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop(Duration::ZERO);
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> Option<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .ok()?;
+    Some(runtime.block_on(future))
+}
+
+struct DataThread {
+    listeners: Vec<TcpListener>,
+    shared: Arc<proxy::Shared>,
+    cache: Cache,
+    counters: Arc<crate::origin::Counters>,
+    admission: Arc<Admission>,
+    phases: watch::Receiver<Phase>,
+    tasks: Arc<AtomicUsize>,
+    uses_ring: bool,
+}
+
+impl DataThread {
+    fn run(self) {
+        if self.uses_ring {
+            tokio_uring::start(async move {
+                let _ring = store::attach_ring();
+                self.serve().await;
+            });
+            return;
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        match runtime {
+            Ok(runtime) => LocalSet::new().block_on(&runtime, self.serve()),
+            Err(error) => tracing::error!(%error, "a data thread cannot start"),
+        }
+    }
+
+    async fn serve(mut self) {
+        let tasks = Tasks::new(self.tasks);
+        let draining = Draining::default();
+        let pool = OriginPool::new(self.counters);
+        let proxy = Rc::new(Proxy {
+            cache: LocalCache {
+                shared: self.cache.clone(),
+                fetcher: Rc::new(Fetcher {
+                    cache: self.cache,
+                    pool: pool.clone(),
+                    tasks: tasks.clone(),
+                    pseudonym: self.shared.identity.pseudonym.clone(),
+                }),
+            },
+            shared: self.shared,
+            draining: draining.clone(),
+        });
+        for listener in self.listeners {
+            match tokio::net::TcpListener::from_std(listener) {
+                Ok(listener) => {
+                    let admission = self.admission.clone();
+                    tasks.spawn(accept(listener, proxy.clone(), admission, tasks.clone()));
+                }
+                Err(error) => tracing::error!(%error, "a listener cannot be used"),
+            }
+        }
+        drop(proxy);
+        let bound = match self.phases.wait_for(|phase| *phase != Phase::Serve).await {
+            Ok(phase) => match *phase {
+                Phase::Drain(bound) => bound,
+                Phase::Serve => Duration::ZERO,
+            },
+            Err(_) => Duration::ZERO,
+        };
+        draining.begin();
+        pool.close_idle();
+        // Beyond the bound the runtime ends with what still runs in it.
+        let _ = tokio::time::timeout(bound, tasks.idle()).await;
+    }
+}
+
+fn open_cache(config: &Config, metrics: &Arc<Metrics>) -> Result<Cache, StartError> {
+    // The store calls back about evictions before the residency can exist: a slot between the two.
+    let slot: Arc<std::sync::OnceLock<Arc<Residency>>> = Arc::default();
+    let events = {
+        let slot = slot.clone();
+        StoreEvents {
+            on_evicted: Box::new(move |object| {
+                if let Some(residency) = slot.get() {
+                    residency.evicted(object);
+                }
+            }),
+        }
+    };
+    let (store, recovered) = Store::open(config.store_settings(), events)?;
+    let residency = Arc::new(Residency::new(store.clone()));
+    // Set once, just made.
+    let _ = slot.set(residency.clone());
+    residency.recover(recovered);
+    Ok(Cache {
+        store,
+        residency,
+        inflight: Arc::new(Inflight::default()),
+        metrics: metrics.clone(),
+    })
+}
+
+fn access_log(config: &Config, metrics: &Arc<Metrics>) -> Result<AccessLog, StartError> {
+    match config.access_log() {
+        None => Ok(AccessLog::off()),
+        Some((format, sink)) => {
+            let (name, region) = (&config.node.name, config.node.region.as_deref());
+            AccessLog::start(format, sink, name, region, metrics.clone())
+                .map_err(StartError::AccessLog)
+        }
+    }
+}
+
+fn identity(config: &Config) -> Identity {
+    let pseudonym = &config.node.pseudonym;
+    Identity {
+        pseudonym: pseudonym.as_str().into(),
+        cache_name: config.cache_name().into(),
+        cdn_id: config.node.cdn_id.as_str().into(),
+    }
+}
+
+fn settings(config: &Config, metrics: &Metrics) -> Result<proxy::Settings, StartError> {
+    let rules = config.origin_rules().map_err(|error| StartError::Origin(error.to_string()))?;
+    let routes = Routes::new(config);
+    let trusted = config.node.trust_forwarded.clone();
+    Ok(proxy::Settings {
+        limits: config.limits.proxy(),
+        origins: rules
+            .into_iter()
+            .map(|rules| {
+                let id = metrics.origins.intern(&rules.name);
+                (rules, id)
+            })
+            .collect(),
+        route: Box::new(move |host, target| routes.find(host, target)),
+        trusts: Box::new(move |address| trusted.iter().any(|cidr| cidr.contains(address))),
+    })
+}
+
+/// One set of listeners for each data thread: the kernel shares connections out.
+fn listeners(config: &Config, threads: usize) -> Result<Vec<Vec<TcpListener>>, StartError> {
+    let mut sets: Vec<Vec<TcpListener>> = (0..threads).map(|_| Vec::new()).collect();
+    for listen in &config.node.listen {
+        let bound = bind_all(listen, threads).map_err(|error| StartError::Listen {
+            address: listen.to_string(),
+            error,
+        })?;
+        for (set, listener) in sets.iter_mut().zip(bound) {
+            set.push(listener);
+        }
+    }
+    Ok(sets)
+}
+
+fn bind_all(listen: &crate::config::Address, threads: usize) -> io::Result<Vec<TcpListener>> {
+    let address = listen.resolve()?;
+    // SO_REUSEPORT would silently share a port with another process: asked for alone first.
+    let address = bind(address, false)?.local_addr()?;
+    (0..threads).map(|_| bind(address, true)).collect()
+}
+
+fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+fn admin_listener(config: &Config) -> Result<TcpListener, StartError> {
+    let listen = || bind(config.admin.listen.resolve()?, false);
+    listen().map_err(|error| StartError::Listen {
+        address: config.admin.listen.to_string(),
+        error,
+    })
+}
+
+/// The states of `node_state`, from the phase the data threads are told.
+fn node_state(phase: Phase) -> NodeState {
+    match phase {
+        Phase::Serve => NodeState::Serving,
+        Phase::Drain(_) => NodeState::Draining,
+    }
+}

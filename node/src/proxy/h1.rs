@@ -1,0 +1,565 @@
+//! HTTP/1.1 towards clients: requests off a connection one by one, answers onto it in order.
+//!
+//! ```text
+//!   ┌─► head ──► answer ──► response head ──► pieces ──► drain ─┐
+//!   └──────────────── keep-alive ───────────────────────────────┘──► close, lingering
+//! ```
+//!
+//! Kept true here:
+//! - Whatever the framing left unread of a request never becomes the next request: it is drained within
+//!   bounds, or the connection ends.
+//! - `100 Continue` is sent when the body is wanted, by us, once.
+//! - A client that leaves while its answer is being prepared ends that work.
+//! - A response that cannot be finished ends the connection before its announced end, so that nobody
+//!   takes it for whole.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::HeaderMap;
+use http::{Method, StatusCode, Version};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use crate::proxy::io::{ClientIo, Pace};
+use crate::proxy::message::{Body, Client, ClientBody, Interims, Piece, Request, Response};
+use crate::proxy::respond;
+use crate::proxy::{Proxy, tunnel};
+use crate::telemetry::TimeoutPhase;
+use crate::wire::{
+    BodyDecoder, Decoded, Framing, HeadError, RequestHead, encode, parse_request_head,
+};
+
+/// Of a body nobody wanted, read at most this much before the connection is closed instead, in bytes.
+const DRAIN_LIMIT: usize = 64 << 10;
+
+/// How long, and how much, is still read after the last answer, so that the peer gets it before a reset.
+const LINGER_TIME: Duration = Duration::from_secs(2);
+const LINGER_LIMIT: usize = 1 << 20;
+
+/// Bodies up to this size are copied behind their head and sent as one piece, in bytes.
+const COPY_LIMIT: usize = 4 << 10;
+
+/// Serves one connection to its end. Never fails: what goes wrong concerns this client alone.
+pub async fn serve<Io>(io: Io, inbox: BytesMut, client: Client, proxy: Rc<Proxy>)
+where
+    Io: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let limits = proxy.limits();
+    let read_pace = Pace {
+        stall: limits.header_timeout,
+        min_rate: limits.body_rate,
+    };
+    let write_pace = Pace {
+        stall: limits.write_timeout,
+        min_rate: 0,
+    };
+    let io = ClientIo::new(io, inbox, read_pace, write_pace);
+    let mut connection = Connection {
+        io: Rc::new(io),
+        client,
+        proxy,
+        out: BytesMut::with_capacity(1024),
+        interims: Rc::default(),
+    };
+    if let After::Close { lingering } = connection.run().await {
+        connection.close(lingering).await;
+    }
+}
+
+struct Connection<Io> {
+    io: Rc<ClientIo<Io>>,
+    client: Client,
+    proxy: Rc<Proxy>,
+    /// Reused for every head.
+    out: BytesMut,
+    interims: Rc<Interims>,
+}
+
+enum After {
+    NextRequest,
+    /// `lingering`: the peer may still be sending, and must not lose our answer to a reset.
+    Close { lingering: bool },
+    /// The socket has been given away.
+    Gone,
+}
+
+const CLOSE: After = After::Close { lingering: false };
+
+impl<Io> Connection<Io>
+where
+    Io: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    async fn run(&mut self) -> After {
+        let mut is_first = true;
+        loop {
+            let head = match self.read_head(is_first).await {
+                Ok(head) => head,
+                Err(end) => return self.refuse(end).await,
+            };
+            is_first = false;
+            match self.exchange(head).await {
+                After::NextRequest => {}
+                after => return after,
+            }
+        }
+    }
+
+    /// Reads up to the end of a head. The first byte and the whole head each have a deadline.
+    async fn read_head(&mut self, is_first: bool) -> Result<RequestHead, HeadEnd> {
+        let limits = self.proxy.limits();
+        let idle = if is_first {
+            limits.first_byte_timeout
+        } else {
+            limits.idle_timeout
+        };
+        let mut deadline = None;
+        loop {
+            if !self.io.inbox().borrow().is_empty() {
+                let parsed = parse_request_head(&mut self.io.inbox().borrow_mut(), &limits.wire);
+                if let Some(head) = parsed.map_err(HeadEnd::Malformed)? {
+                    return Ok(head);
+                }
+                deadline.get_or_insert_with(|| Instant::now() + limits.header_timeout);
+            }
+            let until = match deadline {
+                Some(deadline) => deadline,
+                None if self.proxy.draining.has_begun() => return Err(HeadEnd::Closed),
+                None => Instant::now() + idle,
+            };
+            let fill = self.io.fill_until(until);
+            let read = match deadline {
+                Some(_) => fill.await,
+                // An idle connection ends as soon as the node drains.
+                None => tokio::select! {
+                    biased;
+                    read = fill => read,
+                    () = self.proxy.draining.begun() => continue,
+                },
+            };
+            match read {
+                Ok(0) | Err(_) if deadline.is_none() => return Err(HeadEnd::Closed),
+                Ok(0) => return Err(HeadEnd::Malformed(HeadError::Malformed("ended in its head"))),
+                Ok(_) => {}
+                Err(_) => return Err(HeadEnd::TimedOut),
+            }
+        }
+    }
+
+    async fn refuse(&mut self, end: HeadEnd) -> After {
+        let status = match end {
+            HeadEnd::Closed => return CLOSE,
+            HeadEnd::TimedOut => {
+                self.proxy.count_timeout(TimeoutPhase::Head);
+                StatusCode::REQUEST_TIMEOUT
+            }
+            HeadEnd::Malformed(error) => {
+                self.proxy.count_malformed(&error);
+                error.status()
+            }
+        };
+        self.out.clear();
+        respond::encode_refusal(&mut self.out, status);
+        let written = self.write(Bytes::new()).await;
+        After::Close {
+            lingering: written.is_ok(),
+        }
+    }
+
+    async fn exchange(&mut self, head: RequestHead) -> After {
+        let version = head.version;
+        let is_head = head.method == Method::HEAD;
+        let keep_alive = head.keep_alive;
+        let body = match head.framing {
+            Framing::None | Framing::Length(0) => None,
+            framing => Some(Rc::new(RequestBody::new(
+                self.io.clone(),
+                BodyDecoder::new(framing, &self.proxy.limits().wire),
+                head.expect_continue,
+            ))),
+        };
+        let interims = (version == Version::HTTP_11).then(|| self.interims.clone());
+        let client_body = match &body {
+            Some(body) => ClientBody::http1(body.clone(), head.framing),
+            None => ClientBody::Empty,
+        };
+        let request = match Request::from_http1(head, client_body, &self.client, interims) {
+            Ok(request) => request,
+            Err(error) => return self.refuse(HeadEnd::Malformed(error)).await,
+        };
+        let Some(mut response) = self.answer(request, body.as_deref()).await else {
+            return CLOSE;
+        };
+        response.report.first_byte = Some(std::time::Instant::now());
+        if let Body::Tunnel(_) = response.body {
+            return self.tunnel(response).await;
+        }
+        let outcome = self.deliver(&mut response, version, is_head, keep_alive, body.as_deref());
+        let outcome = outcome.await;
+        self.proxy.finished(&response, outcome.is_ok());
+        match outcome {
+            Ok(Ending::KeepAlive) if self.drained(body.as_deref()).await => After::NextRequest,
+            Ok(_) => After::Close { lingering: true },
+            Err(_) => CLOSE,
+        }
+    }
+
+    /// The answer, unless the client leaves before there is one. Interim responses go out meanwhile.
+    async fn answer(&mut self, request: Request, body: Option<&RequestBody<Io>>) -> Option<Response> {
+        let proxy = self.proxy.clone();
+        let mut answering = pin!(proxy.handle(request));
+        loop {
+            tokio::select! {
+                biased;
+                response = &mut answering => return Some(response),
+                () = self.interims.wait() => self.send_interims().await?,
+                () = self.io.gone(), if body.is_none_or(RequestBody::is_read) => {
+                    self.proxy.count_client_gone();
+                    return None;
+                }
+            }
+        }
+    }
+
+    async fn send_interims(&self) -> Option<()> {
+        for (status, headers) in self.interims.take() {
+            let mut head = BytesMut::new();
+            encode::interim_head(&mut head, status, &headers);
+            poll_fn(|cx| Poll::Ready(self.io.push_interim(cx, &head)))
+                .await
+                .ok()?;
+        }
+        Some(())
+    }
+
+    async fn deliver(
+        &mut self,
+        response: &mut Response,
+        version: Version,
+        is_head: bool,
+        keep_alive: bool,
+        request_body: Option<&RequestBody<Io>>,
+    ) -> Result<Ending, Interrupted> {
+        let bodiless = is_head || respond::is_bodiless(response.status);
+        let framing = match response.length {
+            _ if respond::is_bodiless(response.status) => Framing::None,
+            Some(length) => Framing::Length(length),
+            None if is_head => Framing::None,
+            None if version == Version::HTTP_11 => Framing::Chunked,
+            None => Framing::UntilClose,
+        };
+        let drainable = request_body.is_none_or(RequestBody::is_drainable);
+        let ending = if keep_alive
+            && drainable
+            && framing != Framing::UntilClose
+            && !self.proxy.draining.has_begun()
+        {
+            Ending::KeepAlive
+        } else {
+            Ending::Close
+        };
+        self.encode_head(response, version, framing, ending);
+        if bodiless {
+            self.write(Bytes::new()).await?;
+            return Ok(ending);
+        }
+        match std::mem::replace(&mut response.body, Body::Empty) {
+            Body::Empty => self.write(Bytes::new()).await?,
+            Body::Full(bytes) => {
+                response.report.sent_bytes += bytes.len() as u64;
+                self.write_framed(framing, bytes).await?;
+                self.write_end(framing, None).await?;
+            }
+            mut body => self.stream(&mut body, framing, response).await?,
+        }
+        Ok(ending)
+    }
+
+    fn encode_head(&mut self, response: &Response, version: Version, framing: Framing, ending: Ending) {
+        let out = &mut self.out;
+        out.clear();
+        encode::status_line(out, Version::HTTP_11, response.status);
+        if let Some(stored) = &response.stored {
+            out.extend_from_slice(stored.head.lines());
+        }
+        encode::fields(out, &response.headers);
+        encode::framing_fields(out, framing);
+        match (ending, version) {
+            (Ending::Close, _) => encode::field(out, b"connection", b"close"),
+            (Ending::KeepAlive, Version::HTTP_10) => {
+                encode::field(out, b"connection", b"keep-alive");
+            }
+            (Ending::KeepAlive, _) => {}
+        }
+        encode::end_of_head(out);
+    }
+
+    /// Sends pieces as they come. The head goes out with the first piece if that is here at once, and
+    /// alone otherwise.
+    async fn stream(
+        &mut self,
+        body: &mut Body,
+        framing: Framing,
+        response: &mut Response,
+    ) -> Result<(), Interrupted> {
+        let mut left = match framing {
+            Framing::Length(length) => length,
+            _ => u64::MAX,
+        };
+        let mut trailers = None;
+        loop {
+            let piece = {
+                let mut next = pin!(body.next());
+                match poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await {
+                    Poll::Ready(piece) => piece,
+                    Poll::Pending => {
+                        if !self.out.is_empty() {
+                            self.write(Bytes::new()).await?;
+                        }
+                        tokio::select! {
+                            biased;
+                            piece = next => piece,
+                            () = self.io.gone() => return Err(Interrupted),
+                        }
+                    }
+                }
+            };
+            match piece {
+                Some(Ok(Piece::Data(bytes))) => {
+                    left = left.checked_sub(bytes.len() as u64).ok_or(Interrupted)?;
+                    response.report.sent_bytes += bytes.len() as u64;
+                    self.write_framed(framing, bytes).await?;
+                }
+                Some(Ok(Piece::Trailers(fields))) => trailers = Some(fields),
+                Some(Err(error)) => {
+                    response.report.interrupted = Some(error);
+                    // What came before the break is the client's all the same.
+                    if !self.out.is_empty() {
+                        self.write(Bytes::new()).await?;
+                    }
+                    return Err(Interrupted);
+                }
+                None if framing == Framing::Chunked || left == 0 || left > u64::MAX / 2 => {
+                    return self.write_end(framing, trailers).await;
+                }
+                None => return Err(Interrupted),
+            }
+        }
+    }
+
+    async fn write_framed(&mut self, framing: Framing, mut bytes: Bytes) -> Result<(), Interrupted> {
+        if framing == Framing::Chunked {
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            encode::chunk_start(&mut self.out, bytes.len());
+            let mut tail = Bytes::from_static(encode::CHUNK_END);
+            return Ok(self.io.write(&mut self.out, &mut bytes, &mut tail).await?);
+        }
+        if bytes.len() <= COPY_LIMIT {
+            self.out.extend_from_slice(&bytes);
+            bytes = Bytes::new();
+        }
+        self.write(bytes).await
+    }
+
+    async fn write_end(
+        &mut self,
+        framing: Framing,
+        trailers: Option<HeaderMap>,
+    ) -> Result<(), Interrupted> {
+        if framing == Framing::Chunked {
+            encode::last_chunk(&mut self.out, &trailers.unwrap_or_default());
+        }
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        self.write(Bytes::new()).await
+    }
+
+    async fn write(&mut self, mut body: Bytes) -> Result<(), Interrupted> {
+        Ok(self
+            .io
+            .write(&mut self.out, &mut body, &mut Bytes::new())
+            .await?)
+    }
+
+    /// Whether the next request begins where this one's body ends, after reading what is left of it.
+    async fn drained(&self, body: Option<&RequestBody<Io>>) -> bool {
+        match body {
+            None => true,
+            Some(body) => body.drain().await,
+        }
+    }
+
+    async fn tunnel(&mut self, response: Response) -> After {
+        self.encode_upgrade(&response);
+        if self.write(Bytes::new()).await.is_err() {
+            return CLOSE;
+        }
+        let Body::Tunnel(tunnel) = response.body else {
+            return CLOSE;
+        };
+        tunnel::run(&self.io, *tunnel, self.proxy.limits().idle_timeout).await;
+        After::Gone
+    }
+
+    fn encode_upgrade(&mut self, response: &Response) {
+        self.out.clear();
+        encode::response_head(
+            &mut self.out,
+            Version::HTTP_11,
+            response.status,
+            &response.headers,
+            Framing::None,
+            encode::Persistence::Upgrade,
+        );
+    }
+
+    /// Ends the connection in a way that lets the peer read our last answer (RFC 9112 §9.6).
+    async fn close(&self, lingering: bool) {
+        if self.io.shutdown().await.is_err() || !lingering {
+            return;
+        }
+        let until = Instant::now() + LINGER_TIME;
+        let mut left = LINGER_LIMIT;
+        while left > 0 {
+            self.io.inbox().borrow_mut().clear();
+            match self.io.fill_until(until).await {
+                Ok(0) | Err(_) => return,
+                Ok(read) => left = left.saturating_sub(read),
+            }
+        }
+    }
+}
+
+/// Why no request head came.
+enum HeadEnd {
+    Closed,
+    TimedOut,
+    Malformed(HeadError),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    KeepAlive,
+    Close,
+}
+
+/// The answer could not be sent whole.
+struct Interrupted;
+
+impl From<std::io::Error> for Interrupted {
+    fn from(_: std::io::Error) -> Interrupted {
+        Interrupted
+    }
+}
+
+/// A request's body on its connection.
+pub struct RequestBody<Io> {
+    io: Rc<ClientIo<Io>>,
+    decoder: RefCell<BodyDecoder>,
+    /// The client waits for `100 Continue` before it sends.
+    awaits_continue: Cell<bool>,
+    started: Cell<bool>,
+    failed: Cell<bool>,
+}
+
+/// Why a request's body stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestBodyError {
+    /// The client broke off, or was too slow.
+    Gone,
+    Malformed,
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBody<Io> {
+    fn new(io: Rc<ClientIo<Io>>, decoder: BodyDecoder, awaits_continue: bool) -> RequestBody<Io> {
+        RequestBody {
+            io,
+            decoder: RefCell::new(decoder),
+            awaits_continue: Cell::new(awaits_continue),
+            started: Cell::new(false),
+            failed: Cell::new(false),
+        }
+    }
+
+    fn is_read(&self) -> bool {
+        self.decoder.borrow().is_end() || self.failed.get()
+    }
+
+    /// Whether the rest is little enough to be read, and certain to come.
+    fn is_drainable(&self) -> bool {
+        let decoder = self.decoder.borrow();
+        !self.failed.get()
+            && (decoder.is_end()
+                || !self.awaits_continue.get() && decoder.expected_bytes() <= DRAIN_LIMIT as u64)
+    }
+
+    async fn drain(&self) -> bool {
+        if !self.is_drainable() {
+            return false;
+        }
+        let mut left = DRAIN_LIMIT;
+        loop {
+            match poll_fn(|cx| self.poll_piece(cx)).await {
+                None => return true,
+                Some(Ok(Piece::Data(bytes))) if bytes.len() <= left => left -= bytes.len(),
+                Some(Ok(Piece::Trailers(_))) => {}
+                Some(_) => return false,
+            }
+        }
+    }
+
+    /// The next piece, in order; `None` at the body's end.
+    pub fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, RequestBodyError>>> {
+        if !self.started.replace(true) {
+            self.io.start_reading_body();
+        }
+        let piece = ready!(self.poll_decoded(cx));
+        match &piece {
+            None => self.io.stop_reading_body(),
+            Some(Err(_)) => self.failed.set(true),
+            Some(Ok(_)) => {}
+        }
+        Poll::Ready(piece)
+    }
+
+    fn poll_decoded(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, RequestBodyError>>> {
+        if self.failed.get() {
+            return Poll::Ready(Some(Err(RequestBodyError::Gone)));
+        }
+        loop {
+            let decoded = self
+                .decoder
+                .borrow_mut()
+                .decode(&mut self.io.inbox().borrow_mut());
+            match decoded {
+                Ok(Decoded::Data(bytes)) => return Poll::Ready(Some(Ok(Piece::Data(bytes)))),
+                Ok(Decoded::Trailers(fields)) => {
+                    return Poll::Ready(Some(Ok(Piece::Trailers(fields))));
+                }
+                Ok(Decoded::End) => return Poll::Ready(None),
+                Err(_) => return Poll::Ready(Some(Err(RequestBodyError::Malformed))),
+                Ok(Decoded::NeedMore) => {}
+            }
+            if self.awaits_continue.replace(false)
+                && self
+                    .io
+                    .push_interim(cx, b"HTTP/1.1 100 Continue\r\n\r\n")
+                    .is_err()
+            {
+                return Poll::Ready(Some(Err(RequestBodyError::Gone)));
+            }
+            match ready!(self.io.poll_fill_paced(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(Some(Err(RequestBodyError::Gone))),
+                Ok(_) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,460 @@
+//! HTTP/2 towards clients (prior knowledge), on hyper's connection.
+//!
+//! hyper and h2 keep the framing and stop the known floods; what is added here: authority and target by
+//! the same rules as HTTP/1.1, a pace for bodies in both directions, and graceful ends.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Method, StatusCode, Version};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use crate::cache::head::Head;
+use crate::origin::{self, RequestBodySource, SourceFailed};
+use crate::proxy::Proxy;
+use crate::proxy::message::{Body, Client, ClientBody, Request, Response};
+use crate::proxy::respond;
+use crate::semantics::key;
+use crate::telemetry::BadRequest;
+
+/// How often an idle connection is asked whether it lives, and how long it may take to say so.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Response bytes buffered for one stream before it has to be read.
+const SEND_BUFFER: usize = 256 << 10;
+
+/// Streams that a client may have reset and we not yet forgotten.
+const MAX_RESET_STREAMS: usize = 20;
+
+#[derive(Clone, Copy)]
+struct LocalExecutor;
+
+impl<F: Future + 'static> Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
+}
+
+pub async fn serve<Io>(io: Io, inbox: BytesMut, client: Client, proxy: Rc<Proxy>)
+where
+    Io: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let limits = proxy.limits();
+    let io = TokioIo::new(Watched::new(io, inbox.freeze(), limits.idle_timeout));
+    let service = {
+        let proxy = proxy.clone();
+        service_fn(move |request| {
+            let proxy = proxy.clone();
+            async move { Ok::<_, Infallible>(exchange(request, client, proxy).await) }
+        })
+    };
+    let connection = http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .max_concurrent_streams(limits.max_streams)
+        .max_header_list_size(limits.wire.max_head_bytes as u32)
+        .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
+        .max_send_buf_size(SEND_BUFFER)
+        .adaptive_window(false)
+        .serve_connection(io, service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        biased;
+        ended = connection.as_mut() => {
+            if let Err(error) = ended && !error.is_closed() {
+                proxy.shared.metrics.bad_requests.increment(BadRequest::Http2);
+            }
+            return;
+        }
+        () = proxy.draining.begun() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    // What is left is bounded by the node's drain time.
+    let _ = connection.await;
+}
+
+async fn exchange(
+    request: http::Request<Incoming>,
+    client: Client,
+    proxy: Rc<Proxy>,
+) -> http::Response<Outgoing> {
+    let is_head = request.method() == Method::HEAD;
+    let response = match accept(request, client, &proxy) {
+        Ok(request) => proxy.handle(request).await,
+        Err(status) => {
+            proxy.shared.metrics.bad_requests.increment(BadRequest::Http2);
+            return refusal(status);
+        }
+    };
+    outgoing(response, is_head, proxy)
+}
+
+/// The same rules as for an HTTP/1.1 head (RFC 9113 §8.3.1).
+fn accept(
+    request: http::Request<Incoming>,
+    client: Client,
+    proxy: &Rc<Proxy>,
+) -> Result<Request, StatusCode> {
+    let (head, body) = request.into_parts();
+    let malformed = StatusCode::BAD_REQUEST;
+    let mut headers = head.headers;
+    let hosts = headers.get_all(header::HOST).iter().count();
+    let authority = match head.uri.authority() {
+        Some(authority) => authority.as_str().as_bytes().to_vec(),
+        None => headers
+            .get(header::HOST)
+            .ok_or(malformed)?
+            .as_bytes()
+            .to_vec(),
+    };
+    let authority = key::normalize_authority(&authority, client.scheme).map_err(|_| malformed)?;
+    if hosts > 1 {
+        return Err(malformed);
+    }
+    if let Some(host) = headers.remove(header::HOST) {
+        // Two names for one request would let two parsers see two sites.
+        let host = key::normalize_authority(host.as_bytes(), client.scheme);
+        if host.map_err(|_| malformed)? != authority {
+            return Err(malformed);
+        }
+    }
+    let target = match head.uri.path_and_query() {
+        _ if head.method == Method::CONNECT => return Err(StatusCode::NOT_IMPLEMENTED),
+        Some(target) => Bytes::copy_from_slice(target.as_str().as_bytes()),
+        None => return Err(malformed),
+    };
+    if target.first() != Some(&b'/') && !(head.method == Method::OPTIONS && target == "*") {
+        return Err(malformed);
+    }
+    if target.len() > proxy.limits().wire.max_target_bytes {
+        return Err(StatusCode::URI_TOO_LONG);
+    }
+    join_cookies(&mut headers);
+    let body = match body.is_end_stream() {
+        true => ClientBody::Empty,
+        false => ClientBody::Stream {
+            length: body.size_hint().exact(),
+            source: Box::pin(Source {
+                body,
+                pace: Stall::new(proxy.limits().write_timeout),
+            }),
+        },
+    };
+    headers.remove(header::CONTENT_LENGTH);
+    Ok(Request {
+        method: head.method,
+        target,
+        authority,
+        version: Version::HTTP_2,
+        headers,
+        body,
+        upgrade: false,
+        client,
+        interims: None,
+        received: std::time::Instant::now(),
+    })
+}
+
+/// RFC 9113 §8.2.3: crumbs become one field where the message leaves HTTP/2.
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().count() < 2 {
+        return;
+    }
+    let crumbs: Vec<_> = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, cookie);
+    }
+}
+
+fn refusal(status: StatusCode) -> http::Response<Outgoing> {
+    let mut response = http::Response::new(Outgoing::empty());
+    *response.status_mut() = status;
+    response
+}
+
+fn outgoing(mut response: Response, is_head: bool, proxy: Rc<Proxy>) -> http::Response<Outgoing> {
+    let mut headers = match &response.stored {
+        Some(stored) => stored.head.headers.clone(),
+        None => HeaderMap::new(),
+    };
+    if response.stored.is_some() {
+        for name in Head::UNDELIVERED {
+            headers.remove(&name);
+        }
+    }
+    for (name, value) in &response.headers {
+        headers.append(name, value.clone());
+    }
+    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
+        headers.remove(name);
+    }
+    let bodiless = is_head || respond::is_bodiless(response.status);
+    if let Some(length) = response.length.filter(|_| !respond::is_bodiless(response.status)) {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    let status = response.status;
+    let body = match bodiless {
+        true => Body::Empty,
+        false => std::mem::replace(&mut response.body, Body::Empty),
+    };
+    response.report.first_byte = Some(std::time::Instant::now());
+    let mut message = http::Response::new(Outgoing::new(body, response, proxy));
+    *message.status_mut() = status;
+    *message.headers_mut() = headers;
+    message
+}
+
+/// A response's body as hyper polls it.
+struct Outgoing {
+    pieces: Option<Pieces>,
+    /// Settled when the body ends, however it does.
+    report: Option<(Response, Rc<Proxy>)>,
+    complete: bool,
+}
+
+type Step = (Body, Option<Result<origin::Frame, crate::cache::BodyError>>);
+
+enum Pieces {
+    Ready(Body),
+    Waiting(Pin<Box<dyn Future<Output = Step>>>),
+}
+
+impl Outgoing {
+    fn empty() -> Outgoing {
+        Outgoing {
+            pieces: None,
+            report: None,
+            complete: true,
+        }
+    }
+
+    fn new(body: Body, response: Response, proxy: Rc<Proxy>) -> Outgoing {
+        let is_empty = matches!(body, Body::Empty);
+        Outgoing {
+            pieces: (!is_empty).then_some(Pieces::Ready(body)),
+            report: Some((response, proxy)),
+            complete: is_empty,
+        }
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        if let Some((response, proxy)) = self.report.take() {
+            proxy.finished(&response, self.complete);
+        }
+    }
+}
+
+impl http_body::Body for Outgoing {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let mut future = match self.pieces.take() {
+            None => return Poll::Ready(None),
+            Some(Pieces::Waiting(future)) => future,
+            Some(Pieces::Ready(mut body)) => Box::pin(async move {
+                let piece = body.next().await;
+                (body, piece)
+            }),
+        };
+        let (body, piece) = match future.as_mut().poll(cx) {
+            Poll::Ready(step) => step,
+            Poll::Pending => {
+                self.pieces = Some(Pieces::Waiting(future));
+                return Poll::Pending;
+            }
+        };
+        match piece {
+            Some(Ok(origin::Frame::Data(bytes))) => {
+                if let Some((response, _)) = &mut self.report {
+                    response.report.sent_bytes += bytes.len() as u64;
+                }
+                self.pieces = Some(Pieces::Ready(body));
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Some(Ok(origin::Frame::Trailers(fields))) => {
+                self.pieces = Some(Pieces::Ready(body));
+                Poll::Ready(Some(Ok(Frame::trailers(fields))))
+            }
+            // The stream is reset: nobody takes what came for the whole.
+            Some(Err(error)) => Poll::Ready(Some(Err(io::Error::other(error)))),
+            None => {
+                self.complete = true;
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.pieces.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.pieces {
+            None => SizeHint::with_exact(0),
+            Some(Pieces::Ready(Body::Full(bytes))) => SizeHint::with_exact(bytes.len() as u64),
+            Some(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// A request's body, which must keep coming.
+struct Source {
+    body: Incoming,
+    pace: Stall,
+}
+
+impl RequestBodySource for Source {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<origin::Frame, SourceFailed>>> {
+        let this = &mut *self;
+        let frame = match Pin::new(&mut this.body).poll_frame(cx) {
+            Poll::Pending => {
+                ready!(this.pace.poll_stalled(cx));
+                return Poll::Ready(Some(Err(SourceFailed)));
+            }
+            Poll::Ready(frame) => frame,
+        };
+        this.pace.moved();
+        Poll::Ready(frame.map(|frame| {
+            let frame = frame.map_err(|_| SourceFailed)?;
+            match frame.into_data() {
+                Ok(data) => Ok(origin::Frame::Data(data)),
+                Err(frame) => match frame.into_trailers() {
+                    Ok(fields) => Ok(origin::Frame::Trailers(fields)),
+                    Err(_) => Ok(origin::Frame::Data(Bytes::new())),
+                },
+            }
+        }))
+    }
+}
+
+/// How long nothing has moved.
+struct Stall {
+    allowed: Duration,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Stall {
+    fn new(allowed: Duration) -> Stall {
+        Stall {
+            allowed,
+            sleep: Box::pin(tokio::time::sleep(allowed)),
+        }
+    }
+
+    fn moved(&mut self) {
+        self.sleep.as_mut().reset(Instant::now() + self.allowed);
+    }
+
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.sleep.as_mut().poll(cx)
+    }
+}
+
+/// A socket whose first bytes were read already, and which ends when nothing moves on it for long.
+struct Watched<Io> {
+    io: Io,
+    first: Bytes,
+    stall: Stall,
+}
+
+impl<Io> Watched<Io> {
+    fn new(io: Io, first: Bytes, idle: Duration) -> Watched<Io> {
+        Watched {
+            io,
+            first,
+            stall: Stall::new(idle),
+        }
+    }
+
+    fn moved<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.stall.moved();
+            return polled;
+        }
+        ready!(self.stall.poll_stalled(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<Io: AsyncRead + Unpin> AsyncRead for Watched<Io> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.first.is_empty() {
+            let count = this.first.len().min(buffer.remaining());
+            buffer.put_slice(&this.first[..count]);
+            this.first.advance(count);
+            return Poll::Ready(Ok(()));
+        }
+        let polled = Pin::new(&mut this.io).poll_read(cx, buffer);
+        this.moved(cx, polled)
+    }
+}
+
+impl<Io: AsyncWrite + Unpin> AsyncWrite for Watched<Io> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let polled = Pin::new(&mut this.io).poll_write(cx, bytes);
+        this.moved(cx, polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let polled = Pin::new(&mut this.io).poll_write_vectored(cx, slices);
+        this.moved(cx, polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,290 @@
+//! A client's connection: one socket that two sides of an exchange use at once, with deadlines.
+//!
+//! The request's body may still be read while the response is being written, by another part of the
+//! program; both borrow the socket for one poll at a time, on one thread.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::time::{Instant, Sleep};
+
+/// What one read asks the socket for, in bytes.
+const READ_SIZE: usize = 8 << 10;
+
+/// Read ahead of a request that is being answered, in bytes: pipelined requests wait in the kernel.
+const PIPELINE_READ_AHEAD: usize = 16 << 10;
+
+/// The slowest that a peer may be before its connection is closed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// How long nothing at all may move.
+    pub stall: Duration,
+    /// Bytes per second that must be reached, measured over each `stall`.
+    pub min_rate: u64,
+}
+
+/// A deadline that is moved with every request but only seldom re-armed.
+struct Deadline {
+    until: Cell<Option<Instant>>,
+    sleep: RefCell<Pin<Box<Sleep>>>,
+}
+
+impl Deadline {
+    fn new() -> Deadline {
+        let far = Instant::now() + Duration::from_secs(86_400);
+        Deadline {
+            until: Cell::new(None),
+            sleep: RefCell::new(Box::pin(tokio::time::sleep_until(far))),
+        }
+    }
+
+    fn set(&self, until: Option<Instant>) {
+        self.until.set(until);
+        if let Some(until) = until {
+            let mut sleep = self.sleep.borrow_mut();
+            if until < sleep.deadline() {
+                sleep.as_mut().reset(until);
+            }
+        }
+    }
+
+    fn poll_expired(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(until) = self.until.get() else {
+            return Poll::Pending;
+        };
+        let mut sleep = self.sleep.borrow_mut();
+        loop {
+            ready!(sleep.as_mut().poll(cx));
+            if Instant::now() >= until {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(until);
+        }
+    }
+}
+
+/// Progress in one direction, held against a [`Pace`].
+struct Progress {
+    pace: Pace,
+    deadline: Deadline,
+    moved: Cell<u64>,
+}
+
+impl Progress {
+    fn new(pace: Pace) -> Progress {
+        Progress {
+            pace,
+            deadline: Deadline::new(),
+            moved: Cell::new(0),
+        }
+    }
+
+    fn start(&self) {
+        self.moved.set(0);
+        self.deadline.set(Some(Instant::now() + self.pace.stall));
+    }
+
+    fn start_if_stopped(&self) {
+        if self.deadline.until.get().is_none() {
+            self.start();
+        }
+    }
+
+    fn stop(&self) {
+        self.deadline.set(None);
+    }
+
+    fn moved(&self, bytes: usize) {
+        self.moved.set(self.moved.get() + bytes as u64);
+    }
+
+    /// At the end of each window: enough has moved, and the next begins, or the peer is too slow.
+    fn poll_too_slow(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        loop {
+            ready!(self.deadline.poll_expired(cx));
+            let wanted = (self.pace.min_rate as f64 * self.pace.stall.as_secs_f64()) as u64;
+            if self.moved.get() < wanted.max(1) {
+                return Poll::Ready(io::ErrorKind::TimedOut.into());
+            }
+            self.start();
+        }
+    }
+}
+
+pub struct ClientIo<Io> {
+    io: RefCell<Io>,
+    inbox: RefCell<BytesMut>,
+    /// Bytes that must go out before any others: `100 Continue` and other interim heads.
+    outbox: RefCell<BytesMut>,
+    reading: Progress,
+    writing: Progress,
+    head_deadline: Deadline,
+    at_end: Cell<bool>,
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> ClientIo<Io> {
+    pub fn new(io: Io, inbox: BytesMut, read_pace: Pace, write_pace: Pace) -> ClientIo<Io> {
+        ClientIo {
+            io: RefCell::new(io),
+            inbox: RefCell::new(inbox),
+            outbox: RefCell::new(BytesMut::new()),
+            reading: Progress::new(read_pace),
+            writing: Progress::new(write_pace),
+            head_deadline: Deadline::new(),
+            at_end: Cell::new(false),
+        }
+    }
+
+    /// What was read and not yet used.
+    pub fn inbox(&self) -> &RefCell<BytesMut> {
+        &self.inbox
+    }
+
+    /// Reads more into the inbox; `0` is the peer's end.
+    pub fn poll_fill(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut inbox = self.inbox.borrow_mut();
+        inbox.reserve(READ_SIZE);
+        let mut io = self.io.borrow_mut();
+        let read = ready!(pin!(io.read_buf(&mut *inbox)).poll(cx))?;
+        self.reading.moved(read);
+        if read == 0 {
+            self.at_end.set(true);
+        }
+        Poll::Ready(Ok(read))
+    }
+
+    /// Reads more of a head, until `deadline`.
+    pub async fn fill_until(&self, deadline: Instant) -> io::Result<usize> {
+        self.head_deadline.set(Some(deadline));
+        let read = poll_fn(|cx| {
+            if let Poll::Ready(read) = self.poll_fill(cx) {
+                return Poll::Ready(read);
+            }
+            ready!(self.head_deadline.poll_expired(cx));
+            Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        })
+        .await;
+        self.head_deadline.set(None);
+        read
+    }
+
+    /// Reads more of a body, at no less than the reading pace.
+    pub fn poll_fill_paced(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(read) = self.poll_fill(cx) {
+            return Poll::Ready(read);
+        }
+        let error = ready!(self.reading.poll_too_slow(cx));
+        Poll::Ready(Err(error))
+    }
+
+    pub fn start_reading_body(&self) {
+        self.reading.start();
+    }
+
+    pub fn stop_reading_body(&self) {
+        self.reading.stop();
+    }
+
+    /// Completes when the peer has gone. Pipelined requests are kept, up to a bound; beyond it nothing
+    /// is read, and a peer that goes then is noticed by the next write.
+    pub async fn gone(&self) {
+        poll_fn(|cx| {
+            while !self.at_end.get() {
+                if self.inbox.borrow().len() >= PIPELINE_READ_AHEAD {
+                    return Poll::Pending;
+                }
+                if ready!(self.poll_fill(cx)).is_err() {
+                    return Poll::Ready(());
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    /// Puts bytes before whatever is written next, and sends what the socket takes of them at once.
+    pub fn push_interim(&self, cx: &mut Context<'_>, head: &[u8]) -> io::Result<()> {
+        self.outbox.borrow_mut().extend_from_slice(head);
+        match self.poll_outbox(cx) {
+            Poll::Ready(Err(error)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn poll_outbox(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut outbox = self.outbox.borrow_mut();
+        let mut io = self.io.borrow_mut();
+        while !outbox.is_empty() {
+            match ready!(Pin::new(&mut *io).poll_write(cx, &outbox))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => outbox.advance(written),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes `head`, `body` and `tail`, in one call to the kernel if it takes them.
+    pub async fn write(&self, head: &mut BytesMut, body: &mut Bytes, tail: &mut Bytes) -> io::Result<()> {
+        let written = poll_fn(|cx| {
+            ready!(self.poll_outbox(cx))?;
+            while head.has_remaining() || body.has_remaining() || tail.has_remaining() {
+                let slices = [IoSlice::new(head), IoSlice::new(body), IoSlice::new(tail)];
+                let result = {
+                    let mut io = self.io.borrow_mut();
+                    if body.is_empty() && tail.is_empty() {
+                        Pin::new(&mut *io).poll_write(cx, head)
+                    } else {
+                        Pin::new(&mut *io).poll_write_vectored(cx, &slices)
+                    }
+                };
+                let mut written = match result {
+                    Poll::Ready(result) => result?,
+                    Poll::Pending => {
+                        // Most writes are taken at once and need no deadline.
+                        self.writing.start_if_stopped();
+                        let error = ready!(self.writing.poll_too_slow(cx));
+                        return Poll::Ready(Err(error));
+                    }
+                };
+                if written == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.writing.moved(written);
+                for part in [head as &mut dyn Advance, body, tail] {
+                    written -= part.advance_up_to(written);
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await;
+        self.writing.stop();
+        written
+    }
+
+    /// Says that nothing more will be sent.
+    pub async fn shutdown(&self) -> io::Result<()> {
+        poll_fn(|cx| {
+            ready!(self.poll_outbox(cx))?;
+            Pin::new(&mut *self.io.borrow_mut()).poll_shutdown(cx)
+        })
+        .await
+    }
+}
+
+trait Advance {
+    fn advance_up_to(&mut self, count: usize) -> usize;
+}
+
+impl<B: Buf> Advance for B {
+    fn advance_up_to(&mut self, count: usize) -> usize {
+        let taken = count.min(self.remaining());
+        self.advance(taken);
+        taken
+    }
+}

@@ -1,0 +1,241 @@
+//! A request and its answer, the same for both versions of HTTP.
+
+use std::cell::RefCell;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{HeaderMap, HeaderValue};
+use http::{Method, StatusCode, Version};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
+
+use crate::cache::residency::Stored;
+use crate::cache::{BodyError, How, Reader};
+use crate::origin::{Frame, RequestBody, RequestBodySource, ResponseBody, SourceFailed, Upgraded};
+use crate::proxy::h1;
+use crate::proxy::multipart::Multipart;
+use crate::semantics::key::{self, Scheme};
+use crate::telemetry::OriginId;
+use crate::wire::{Framing, HeadError, RequestHead};
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Client {
+    pub address: IpAddr,
+    pub scheme: Scheme,
+}
+
+/// A request whose framing, authority and target have been checked.
+pub struct Request {
+    pub method: Method,
+    /// Origin-form or `*`, byte for byte.
+    pub target: Bytes,
+    /// Lower-case, without the scheme's default port. Empty for an HTTP/1.0 request that named none.
+    pub authority: Box<str>,
+    pub version: Version,
+    pub headers: HeaderMap,
+    pub body: ClientBody,
+    pub upgrade: bool,
+    pub client: Client,
+    /// Where interim responses go; absent where the client would not understand them.
+    pub interims: Option<Rc<Interims>>,
+    pub received: Instant,
+}
+
+impl Request {
+    pub fn from_http1(
+        head: RequestHead,
+        body: ClientBody,
+        client: &Client,
+        interims: Option<Rc<Interims>>,
+    ) -> Result<Request, HeadError> {
+        let authority = match &head.authority {
+            Some(authority) => key::normalize_authority(authority, client.scheme)
+                .map_err(|_| HeadError::Malformed("invalid host"))?,
+            None => Box::default(),
+        };
+        Ok(Request {
+            method: head.method,
+            target: head.target,
+            authority,
+            version: head.version,
+            headers: head.headers,
+            body,
+            upgrade: head.upgrade,
+            client: *client,
+            interims,
+            received: Instant::now(),
+        })
+    }
+}
+
+/// The body of a client's request.
+pub enum ClientBody {
+    Empty,
+    Stream {
+        source: Pin<Box<dyn RequestBodySource>>,
+        length: Option<u64>,
+    },
+}
+
+impl ClientBody {
+    pub fn is_empty(&self) -> bool {
+        matches!(self, ClientBody::Empty)
+    }
+
+    pub fn http1<Io>(body: Rc<h1::RequestBody<Io>>, framing: Framing) -> ClientBody
+    where
+        Io: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        ClientBody::Stream {
+            source: Box::pin(Http1Source(body)),
+            length: match framing {
+                Framing::Length(length) => Some(length),
+                _ => None,
+            },
+        }
+    }
+
+    pub fn into_upstream(self) -> RequestBody {
+        match self {
+            ClientBody::Empty => RequestBody::Empty,
+            ClientBody::Stream { source, length } => RequestBody::Stream { source, length },
+        }
+    }
+}
+
+struct Http1Source<Io>(Rc<h1::RequestBody<Io>>);
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBodySource for Http1Source<Io> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame, SourceFailed>>> {
+        self.0
+            .poll_piece(cx)
+            .map(|piece| piece.map(|piece| piece.map_err(|_| SourceFailed)))
+    }
+}
+
+/// Interim (1xx) responses on their way to a client that is still waiting.
+#[derive(Default)]
+pub struct Interims {
+    waiting: RefCell<Vec<(StatusCode, HeaderMap)>>,
+    arrived: Notify,
+}
+
+impl Interims {
+    pub fn push(&self, status: StatusCode, headers: HeaderMap) {
+        self.waiting.borrow_mut().push((status, headers));
+        self.arrived.notify_one();
+    }
+
+    /// Completes when there is something to [`Interims::take`].
+    pub async fn wait(&self) {
+        while self.waiting.borrow().is_empty() {
+            self.arrived.notified().await;
+        }
+    }
+
+    pub fn take(&self) -> Vec<(StatusCode, HeaderMap)> {
+        self.waiting.take()
+    }
+}
+
+/// An answer on its way to the client.
+pub struct Response {
+    pub status: StatusCode,
+    /// The stored response whose fields go out before [`Response::headers`].
+    pub stored: Option<Arc<Stored>>,
+    pub headers: HeaderMap,
+    /// Bytes of the body, if known: of what would be sent, where the answer has none (HEAD).
+    pub length: Option<u64>,
+    pub body: Body,
+    pub report: Report,
+}
+
+/// What the log and the metrics will say of an answer.
+#[derive(Default)]
+pub struct Report {
+    pub method: Method,
+    pub target: Bytes,
+    pub authority: Box<str>,
+    pub version: Version,
+    pub client: Option<IpAddr>,
+    pub referer: Option<HeaderValue>,
+    pub user_agent: Option<HeaderValue>,
+    pub origin: Option<OriginId>,
+    pub origin_name: Option<Arc<str>>,
+    pub cache_status: Option<HeaderValue>,
+    pub how: Option<How>,
+    pub received: Option<Instant>,
+    /// When the head was handed to the connection.
+    pub first_byte: Option<Instant>,
+    pub sent_bytes: u64,
+    pub interrupted: Option<BodyError>,
+}
+
+pub enum Body {
+    Empty,
+    Full(Bytes),
+    Stored(Box<Reader>),
+    Upstream(Box<ResponseBody>),
+    /// The client's part of a longer upstream body: how much to leave out, and how much to take.
+    Window {
+        body: Box<ResponseBody>,
+        skip: u64,
+        take: u64,
+    },
+    Multipart(Box<Multipart>),
+    Tunnel(Box<Upgraded>),
+}
+
+pub type Piece = Frame;
+
+impl Body {
+    /// The next piece in order; `None` at the end. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<Result<Piece, BodyError>> {
+        match self {
+            Body::Empty | Body::Tunnel(_) => None,
+            Body::Full(bytes) if bytes.is_empty() => None,
+            Body::Full(bytes) => Some(Ok(Piece::Data(std::mem::take(bytes)))),
+            Body::Stored(reader) => reader.next().await.map(|read| read.map(Piece::Data)),
+            Body::Upstream(body) => upstream_piece(body).await,
+            Body::Window { body, skip, take } => window_piece(body, skip, take).await,
+            Body::Multipart(multipart) => multipart.next().await,
+        }
+    }
+}
+
+async fn upstream_piece(body: &mut ResponseBody) -> Option<Result<Piece, BodyError>> {
+    let frame = body.frame().await?;
+    Some(frame.map_err(|error| crate::cache::fill::body_error(&error)))
+}
+
+async fn window_piece(
+    body: &mut ResponseBody,
+    skip: &mut u64,
+    take: &mut u64,
+) -> Option<Result<Piece, BodyError>> {
+    while *take > 0 {
+        let mut data = match upstream_piece(body).await {
+            Some(Ok(Frame::Data(data))) => data,
+            Some(Ok(Frame::Trailers(_))) => continue,
+            other => return other,
+        };
+        let left_out = (*skip).min(data.len() as u64);
+        *skip -= left_out;
+        let _ = data.split_to(left_out as usize);
+        data.truncate((*take).min(data.len() as u64) as usize);
+        *take -= data.len() as u64;
+        if !data.is_empty() {
+            return Some(Ok(Frame::Data(data)));
+        }
+    }
+    None
+}

@@ -1,0 +1,317 @@
+//! What an outcome looks like to the client: the one place where errors become statuses.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{StatusCode, Version};
+
+use crate::cache::residency::Stored;
+use crate::cache::{Failure, Forward, How, StaleReason};
+use crate::clock;
+use crate::origin::UpstreamResponse;
+use crate::proxy::Proxy;
+use crate::proxy::message::{Body, Report, Request, Response};
+use crate::semantics::cache_status::CacheStatus;
+use crate::telemetry::{self, CacheResult};
+use crate::wire::{Framing, encode};
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// An answer, before it says how it came about.
+pub struct Delivered {
+    pub status: StatusCode,
+    pub stored: Option<Arc<Stored>>,
+    pub headers: HeaderMap,
+    pub length: Option<u64>,
+    pub body: Body,
+    pub how: How,
+    /// Seconds of freshness left.
+    pub ttl: Option<i64>,
+}
+
+/// An answer that this node makes up.
+pub struct Refusal {
+    status: StatusCode,
+    detail: &'static str,
+    allow: bool,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, detail: &'static str) -> Refusal {
+        Refusal {
+            status,
+            detail,
+            allow: false,
+        }
+    }
+
+    pub fn into_delivered(self) -> Delivered {
+        let how = How {
+            detail: Some(self.detail),
+            synthetic: true,
+            ..How::default()
+        };
+        let mut delivered = made_up(self.status, how);
+        if self.allow {
+            let methods = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+            delivered.headers.insert(header::ALLOW, methods);
+        }
+        delivered
+    }
+}
+
+pub fn no_origin() -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, "no-origin-for-host")
+}
+
+/// RFC 8586 §2, RFC 5842 §7.2.
+pub fn loop_detected() -> Refusal {
+    Refusal::new(StatusCode::LOOP_DETECTED, "loop")
+}
+
+pub fn method_not_allowed() -> Refusal {
+    Refusal {
+        allow: true,
+        ..Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method")
+    }
+}
+
+/// `OPTIONS` that may go no further (RFC 9110 §7.6.2).
+pub fn options_here() -> Refusal {
+    Refusal {
+        allow: true,
+        ..Refusal::new(StatusCode::NO_CONTENT, "max-forwards")
+    }
+}
+
+/// No answer could be had from upstream.
+pub fn failed(failure: Failure, how: How) -> Delivered {
+    let status = match failure {
+        Failure::BadGateway(_) => StatusCode::BAD_GATEWAY,
+        Failure::GatewayTimeout(_) | Failure::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
+        Failure::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let detail = Some(failure.detail());
+    made_up(status, How { detail, ..how })
+}
+
+fn made_up(status: StatusCode, how: How) -> Delivered {
+    let text = match is_bodiless(status) {
+        true => Bytes::new(),
+        false => refusal_text(status, how.detail),
+    };
+    let mut headers = HeaderMap::new();
+    if !text.is_empty() {
+        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+        headers.insert(header::CONTENT_TYPE, plain);
+    }
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    insert_date(&mut headers, clock::now());
+    Delivered {
+        status,
+        stored: None,
+        headers,
+        length: Some(text.len() as u64),
+        body: Body::Full(text),
+        how,
+        ttl: None,
+    }
+}
+
+fn refusal_text(status: StatusCode, detail: Option<&str>) -> Bytes {
+    let reason = status.canonical_reason().unwrap_or_default();
+    let code = status.as_u16();
+    match detail {
+        Some(detail) => format!("{code} {reason} ({detail})\n").into(),
+        None => format!("{code} {reason}\n").into(),
+    }
+}
+
+/// A whole answer for a client whose request could not be understood. The connection ends with it.
+pub fn encode_refusal(out: &mut BytesMut, status: StatusCode) {
+    let text = refusal_text(status, None);
+    let mut headers = HeaderMap::new();
+    insert_date(&mut headers, clock::now());
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    headers.insert(header::CONTENT_TYPE, plain);
+    let framing = Framing::Length(text.len() as u64);
+    let close = encode::Persistence::Close;
+    encode::response_head(out, Version::HTTP_11, status, &headers, framing, close);
+    out.extend_from_slice(&text);
+}
+
+/// An upstream's answer on its way through.
+pub fn through(response: UpstreamResponse, how: How) -> Delivered {
+    let bodiless = response.body.is_end();
+    let length = match response.content_length {
+        None if bodiless => Some(0),
+        length => length,
+    };
+    let mut headers = response.headers;
+    headers.remove(header::CONTENT_LENGTH);
+    Delivered {
+        status: response.status,
+        stored: None,
+        headers,
+        length,
+        body: match bodiless {
+            true => Body::Empty,
+            false => Body::Upstream(Box::new(response.body)),
+        },
+        how,
+        ttl: None,
+    }
+}
+
+/// Whether answers of this status have no body whatever the request (RFC 9110 §6.4.1).
+pub fn is_bodiless(status: StatusCode) -> bool {
+    status.is_informational()
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED
+}
+
+pub fn insert_date(headers: &mut HeaderMap, now: SystemTime) {
+    if let Ok(date) = HeaderValue::try_from(httpdate::fmt_http_date(now)) {
+        headers.insert(header::DATE, date);
+    }
+}
+
+impl Proxy {
+    /// Adds how the answer came about.
+    pub fn respond(&self, delivered: Delivered, mut report: Report) -> Response {
+        let mut headers = delivered.headers;
+        let status = cache_status(&delivered.how, delivered.ttl, &self.shared.identity.cache_name);
+        let status = status.to_header();
+        report.cache_status = Some(status.clone());
+        report.how = Some(delivered.how);
+        headers.append(CACHE_STATUS, status);
+        Response {
+            status: delivered.status,
+            stored: delivered.stored,
+            headers,
+            length: delivered.length,
+            body: delivered.body,
+            report,
+        }
+    }
+}
+
+fn cache_status<'a>(how: &How, ttl: Option<i64>, cache: &'a str) -> CacheStatus<'a> {
+    CacheStatus {
+        cache,
+        hit: how.is_hit(),
+        fwd: how.forward.map(forward_token),
+        fwd_status: how.forward_status.map(|status| status.as_u16()),
+        ttl,
+        stored: how.stored,
+        collapsed: how.collapsed,
+        key: None,
+        detail: how.detail,
+    }
+}
+
+/// RFC 9211 §2.2.
+fn forward_token(forward: Forward) -> &'static str {
+    match forward {
+        Forward::Bypass => "bypass",
+        Forward::Method => "method",
+        Forward::UriMiss => "uri-miss",
+        Forward::VaryMiss => "vary-miss",
+        Forward::Request => "request",
+        Forward::Stale => "stale",
+        Forward::Partial => "partial",
+    }
+}
+
+/// What the metrics call an outcome.
+pub fn cache_result(how: &How) -> CacheResult {
+    match how {
+        How { synthetic: true, .. } => CacheResult::Synthetic,
+        How { stale: Some(StaleReason::WhileRevalidate), .. } => CacheResult::Updating,
+        How { stale: Some(_), .. } => CacheResult::Stale,
+        How { revalidated: true, .. } => CacheResult::Revalidated,
+        How { collapsed: true, .. } => CacheResult::Collapsed,
+        How { forward: None, .. } => CacheResult::Hit,
+        How { forward: Some(Forward::Stale), .. } => CacheResult::Expired,
+        How { forward: Some(Forward::Partial), .. } => CacheResult::Partial,
+        How { forward: Some(Forward::Bypass | Forward::Method), .. } => CacheResult::Bypass,
+        How { forward: Some(_), .. } => CacheResult::Miss,
+    }
+}
+
+/// What the metrics call a reason to serve stale.
+pub fn stale_label(reason: StaleReason) -> telemetry::StaleReason {
+    match reason {
+        StaleReason::WhileRevalidate => telemetry::StaleReason::WhileRevalidate,
+        StaleReason::IfError => telemetry::StaleReason::OriginError,
+        StaleReason::Unreachable => telemetry::StaleReason::Unreachable,
+    }
+}
+
+impl Report {
+    pub fn of(request: &Request) -> Report {
+        Report {
+            method: request.method.clone(),
+            target: request.target.clone(),
+            authority: request.authority.clone(),
+            version: request.version,
+            client: Some(request.client.address),
+            referer: request.headers.get(header::REFERER).cloned(),
+            user_agent: request.headers.get(header::USER_AGENT).cloned(),
+            received: Some(request.received),
+            ..Report::default()
+        }
+    }
+}
+
+impl Proxy {
+    /// Counts and logs an answer whose last byte went out, or that broke off.
+    pub fn finished(&self, response: &Response, complete: bool) {
+        let report = &response.report;
+        let metrics = &self.shared.metrics;
+        let how = report.how.unwrap_or_default();
+        let result = cache_result(&how);
+        let status = response.status.as_u16();
+        metrics.requests.increment((status.into(), result));
+        metrics.response_bytes.add((), report.sent_bytes);
+        if let Some(reason) = how.stale {
+            metrics.stale_served.increment(stale_label(reason));
+        }
+        let Some(received) = report.received else {
+            return;
+        };
+        let duration = received.elapsed();
+        let first_byte = report.first_byte.map(|at| at.duration_since(received));
+        metrics.request_duration.observe((), duration);
+        if let Some(first_byte) = first_byte {
+            metrics.time_to_first_byte.observe(result, first_byte);
+        }
+        let Some(client) = report.client.filter(|_| self.shared.log.is_on()) else {
+            return;
+        };
+        self.shared.log.push(&telemetry::Record {
+            time: clock::now() - duration,
+            client,
+            method: report.method.as_str(),
+            target: &report.target,
+            protocol: match report.version {
+                Version::HTTP_2 => "HTTP/2.0",
+                Version::HTTP_10 => "HTTP/1.0",
+                _ => "HTTP/1.1",
+            },
+            host: report.authority.as_bytes(),
+            status: Some(status),
+            body_bytes: report.sent_bytes,
+            referer: report.referer.as_ref().map(HeaderValue::as_bytes),
+            user_agent: report.user_agent.as_ref().map(HeaderValue::as_bytes),
+            cache_status: report.cache_status.as_ref().map(HeaderValue::as_bytes),
+            cache: result,
+            origin: report.origin_name.as_deref(),
+            first_byte,
+            duration,
+            complete,
+        });
+    }
+}
