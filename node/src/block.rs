@@ -154,7 +154,10 @@ const WORD_BITS: u32 = u64::BITS;
 
 impl BlockSet {
     pub const fn new() -> BlockSet {
-        BlockSet { words: Vec::new(), len: 0 }
+        BlockSet {
+            words: Vec::new(),
+            len: 0,
+        }
     }
 
     /// Whether the block was not yet in the set.
@@ -202,7 +205,11 @@ impl BlockSet {
     pub fn first_missing(&self, from: BlockIndex) -> BlockIndex {
         let mut block = from.0;
         loop {
-            let word = self.words.get((block / WORD_BITS) as usize).copied().unwrap_or(0);
+            let word = self
+                .words
+                .get((block / WORD_BITS) as usize)
+                .copied()
+                .unwrap_or(0);
             let bit = block % WORD_BITS;
             let absent = !word >> bit;
             if absent != 0 {
@@ -253,7 +260,11 @@ impl BlockSet {
     fn first_present(&self, from: u32) -> u32 {
         let first = (from / WORD_BITS) as usize;
         for (at, &word) in self.words.iter().enumerate().skip(first) {
-            let word = if at == first { word & (u64::MAX << (from % WORD_BITS)) } else { word };
+            let word = if at == first {
+                word & (u64::MAX << (from % WORD_BITS))
+            } else {
+                word
+            };
             if word != 0 {
                 return at as u32 * WORD_BITS + word.trailing_zeros();
             }
@@ -269,7 +280,9 @@ fn place(block: BlockIndex) -> (usize, u64) {
 impl From<Vec<u64>> for BlockSet {
     fn from(mut words: Vec<u64>) -> BlockSet {
         words.truncate((u32::MAX / WORD_BITS) as usize + 1);
-        let len = words.iter().fold(0u32, |sum, word| sum.saturating_add(word.count_ones()));
+        let len = words
+            .iter()
+            .fold(0u32, |sum, word| sum.saturating_add(word.count_ones()));
         BlockSet { words, len }
     }
 }
@@ -290,7 +303,9 @@ impl Eq for BlockSet {}
 
 impl fmt::Debug for BlockSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.iter().map(|block| block.0)).finish()
+        f.debug_set()
+            .entries(self.iter().map(|block| block.0))
+            .finish()
     }
 }
 
@@ -323,7 +338,10 @@ mod tests {
             (1 << 31, false),
             (u32::MAX, false),
         ] {
-            assert_eq!(BlockSize::new(bytes).map(BlockSize::get), accepted.then_some(bytes));
+            assert_eq!(
+                BlockSize::new(bytes).map(BlockSize::get),
+                accepted.then_some(bytes)
+            );
         }
         assert_eq!(u64::from(BlockSize::default().get()), 256 * KIB);
     }
@@ -353,9 +371,13 @@ mod tests {
     #[test]
     fn counts_and_spans() {
         let size = BlockSize::MIN;
-        for (length, count) in
-            [(0, 0), (1, 1), (4 * KIB, 1), (4 * KIB + 1, 2), (u64::MAX, u32::MAX)]
-        {
+        for (length, count) in [
+            (0, 0),
+            (1, 1),
+            (4 * KIB, 1),
+            (4 * KIB + 1, 2),
+            (u64::MAX, u32::MAX),
+        ] {
             assert_eq!(size.count(length), count, "{length}");
         }
         for (bytes, span) in [
@@ -367,7 +389,10 @@ mod tests {
         ] {
             assert_eq!(size.span(bytes.clone()), span, "{bytes:?}");
         }
-        #[expect(clippy::reversed_empty_ranges, reason = "a reversed range is what is tested")]
+        #[expect(
+            clippy::reversed_empty_ranges,
+            reason = "a reversed range is what is tested"
+        )]
         let reversed = size.span(9..3);
         assert_eq!(reversed, 0..0);
     }
@@ -385,9 +410,17 @@ mod tests {
         assert!(!blocks.remove(BlockIndex(200)));
         assert!(!blocks.remove(BlockIndex(u32::MAX)));
         assert_eq!(blocks, set(&[0, 63, 64]));
-        assert_eq!(blocks.iter().map(|block| block.0).collect::<Vec<_>>(), [0, 63, 64]);
+        assert_eq!(
+            blocks.iter().map(|block| block.0).collect::<Vec<_>>(),
+            [0, 63, 64]
+        );
         assert!(!blocks.is_complete(2) && blocks.is_complete(1) && blocks.is_complete(0));
-        assert!((0..130).map(BlockIndex).collect::<BlockSet>().is_complete(130));
+        assert!(
+            (0..130)
+                .map(BlockIndex)
+                .collect::<BlockSet>()
+                .is_complete(130)
+        );
         let bytes = postcard::to_stdvec(&blocks).unwrap();
         assert_eq!(postcard::from_bytes::<BlockSet>(&bytes).unwrap(), blocks);
     }
@@ -395,20 +428,22 @@ mod tests {
     #[test]
     fn missing_runs_merge_over_small_gaps() {
         for (present, within, max_gap, runs) in [
-            (&[][..], 0..4, 0, vec![0..4]),
-            (&[], 4..4, 0, vec![]),
-            (&[0, 1, 2, 3], 0..4, 9, vec![]),
-            (&[1], 0..4, 0, vec![0..1, 2..4]),
-            (&[1], 0..4, 1, vec![0..4]),
-            (&[1, 2], 0..4, 1, vec![0..1, 3..4]),
-            (&[0, 3], 0..4, 5, vec![1..3]),
-            (&[63, 64, 128], 62..130, 0, vec![62..63, 65..128, 129..130]),
-            (&[2], 100..103, 0, vec![100..103]),
+            (&[][..], 0..4, 0, &[(0, 4)][..]),
+            (&[], 4..4, 0, &[]),
+            (&[0, 1, 2, 3], 0..4, 9, &[]),
+            (&[1], 0..4, 0, &[(0, 1), (2, 4)]),
+            (&[1], 0..4, 1, &[(0, 4)]),
+            (&[1, 2], 0..4, 1, &[(0, 1), (3, 4)]),
+            (&[0, 3], 0..4, 5, &[(1, 3)]),
+            (&[63, 64, 128], 62..130, 0, &[(62, 63), (65, 128), (129, 130)]),
+            (&[2], 100..103, 0, &[(100, 103)]),
         ] {
             let found = set(present).missing_runs(within.clone(), max_gap);
+            let found: Vec<_> = found.iter().map(|run| (run.start, run.end)).collect();
             assert_eq!(found, runs, "{present:?} in {within:?}");
         }
         let far = set(&[1]).missing_runs(u32::MAX - 2..u32::MAX, 0);
-        assert_eq!(far, vec![u32::MAX - 2..u32::MAX]);
+        assert_eq!(far.first(), Some(&(u32::MAX - 2..u32::MAX)));
+        assert_eq!(far.len(), 1);
     }
 }

@@ -1,6 +1,5 @@
 //! `caje-node`: runs a node, checks its configuration, examines its machine, plays the demo.
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,8 +9,8 @@ use caje_node::telemetry::diagnostics;
 use caje_node::{Node, demo, doctor};
 use clap::{Parser, Subcommand};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -204,10 +203,7 @@ fn supervise(node: &Node, path: Option<&Path>, level: &diagnostics::Level) -> an
                     node.reopen_log();
                     reload(node, path, level);
                 }
-                changed = FileWatch::changed(&mut file) => {
-                    changed.context("watching the configuration file")?;
-                    reload(node, path, level);
-                }
+                () = FileWatch::changed(&mut file) => reload(node, path, level),
             }
         }
         tracing::info!("draining");
@@ -237,51 +233,45 @@ fn reload(node: &Node, path: Option<&Path>, level: &diagnostics::Level) {
 }
 
 /// Tells when a file was written or replaced. The folder is watched: editors replace files.
-struct FileWatch {
-    inotify: Inotify,
-    /// The same, as the runtime waits on it.
-    readable: AsyncFd<OwnedFd>,
-    name: std::ffi::OsString,
-}
+struct FileWatch(mpsc::Receiver<()>);
 
 impl FileWatch {
     fn new(path: &Path) -> anyhow::Result<FileWatch> {
         let path = std::path::absolute(path).context("finding the configuration file")?;
         let folder = path.parent().context("finding the configuration file's folder")?;
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
+        let name = path.file_name().map(ToOwned::to_owned);
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC)
             .context("watching the configuration file")?;
         let events = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
         inotify
             .add_watch(folder, events)
             .context("watching the configuration file's folder")?;
-        let watched = inotify
-            .as_fd()
-            .try_clone_to_owned()
-            .context("watching the configuration file")?;
-        Ok(FileWatch {
-            inotify,
-            readable: AsyncFd::register(watched).context("watching the configuration file")?,
-            name: path.file_name().unwrap_or_default().to_owned(),
-        })
+        // One change that nobody has looked at yet stands for all later ones.
+        let (tell, told) = mpsc::channel(1);
+        // Sleeps in the kernel for as long as the process lives.
+        let watch = move || {
+            while let Ok(events) = inotify.read_events() {
+                let is_ours = events.iter().any(|event| event.name == name);
+                if is_ours && tell.try_send(()).is_err() && tell.is_closed() {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("config-watch".into())
+            .spawn(watch)
+            .context("starting a thread")?;
+        Ok(FileWatch(told))
     }
 
     /// Never completes without a file to watch.
-    async fn changed(watch: &mut Option<FileWatch>) -> anyhow::Result<()> {
-        let Some(watch) = watch else {
-            return std::future::pending().await;
+    async fn changed(watch: &mut Option<FileWatch>) {
+        let told = match watch {
+            Some(FileWatch(told)) => told.recv().await,
+            None => None,
         };
-        loop {
-            let mut ready = watch.readable.readable().await?;
-            match watch.inotify.read_events() {
-                Ok(events) => {
-                    let ours = |name: &Option<std::ffi::OsString>| name.as_ref() == Some(&watch.name);
-                    if events.iter().any(|event| ours(&event.name)) {
-                        return Ok(());
-                    }
-                }
-                Err(nix::errno::Errno::EAGAIN) => ready.clear_ready(),
-                Err(error) => return Err(error.into()),
-            }
+        if told.is_none() {
+            std::future::pending().await
         }
     }
 }

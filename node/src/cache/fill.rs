@@ -394,7 +394,9 @@ impl Fetcher {
         let vary = VarySpec::from_headers(&response.headers);
         let variant = vary.key_for(&exchange.request);
         let mut headers = response.headers.clone();
-        headers.remove(header::CONTENT_RANGE);
+        if span.is_some() {
+            headers.remove(header::CONTENT_RANGE);
+        }
         let head = Head::new(status, headers, freshness, vary, variant);
         if span.is_some() && !head.is_joinable() {
             return Err("partial-without-validator");
@@ -465,9 +467,9 @@ impl Fetcher {
         now: SystemTime,
     ) -> Led {
         if !update::selects_stored(&response.headers, &stale.head.validators) {
-            // The origin speaks of another representation than the one it was asked about.
-            self.cache.residency.remove(stale);
-            return Led::Failed(Failure::BadGateway("wrong-304"));
+            // It confirms the response that was asked about, but describes another: the one may be used
+            // this time, the other's fields must not be taken over.
+            return Led::Validated(stale.clone());
         }
         match self.refreshed(exchange, stale, &response.headers, sent_at, now) {
             Some(stored) => Led::Validated(stored),

@@ -281,7 +281,7 @@ pub(super) fn passed(question: &Question, passed: Passed, how: How) -> Result<De
     match select_ranges(specs, length) {
         Selection::Part(span, _)
             if span.start >= window.starts_at
-                && announced.is_none_or(|n| span.end <= window.starts_at + n) =>
+                && announced.is_none_or(|n| span.end <= window.starts_at.saturating_add(n)) =>
         {
             let body = std::mem::replace(&mut delivered.body, Body::Empty);
             let Body::Upstream(body) = body else {

@@ -171,7 +171,9 @@ pub fn parse_delta(digits: &[u8]) -> Option<u32> {
         return None;
     }
     Some(digits.iter().fold(0u32, |seconds, digit| {
-        let seconds = seconds.saturating_mul(10).saturating_add(u32::from(digit - b'0'));
+        let seconds = seconds
+            .saturating_mul(10)
+            .saturating_add(u32::from(digit - b'0'));
         seconds.min(MAX_DELTA_SECS)
     }))
 }
@@ -187,9 +189,14 @@ fn has_pragma_no_cache(headers: &HeaderMap) -> bool {
 /// Takes the next `token [ "=" ( token / quoted-string ) ]` of a list off its front.
 fn next_directive<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], Value<'a>)> {
     loop {
-        let start = rest.iter().position(|byte| !matches!(byte, b',' | b' ' | b'\t'))?;
+        let start = rest
+            .iter()
+            .position(|byte| !matches!(byte, b',' | b' ' | b'\t'))?;
         let list = &rest[start..];
-        let name_length = list.iter().position(|&byte| !is_token(byte)).unwrap_or(list.len());
+        let name_length = list
+            .iter()
+            .position(|&byte| !is_token(byte))
+            .unwrap_or(list.len());
         let (name, behind) = list.split_at(name_length);
         let (value, behind) = take_value(behind);
         *rest = behind;
@@ -204,7 +211,14 @@ fn take_value(behind: &[u8]) -> (Value<'_>, &[u8]) {
     let Some(argument) = behind.strip_prefix(b"=") else {
         let (between, rest) = split_member(behind);
         let is_blank = between.trim_ascii().is_empty();
-        return (if is_blank { Value::Absent } else { Value::Broken }, rest);
+        return (
+            if is_blank {
+                Value::Absent
+            } else {
+                Value::Broken
+            },
+            rest,
+        );
     };
     let (argument, rest) = split_member(argument);
     let argument = argument.trim_ascii_end();
@@ -251,7 +265,11 @@ fn targeted(response: &HeaderMap, name: &HeaderName) -> Option<CacheControl> {
     if dictionary.is_empty() {
         return None;
     }
-    let mut directives = CacheControl { present: true, targeted: true, ..CacheControl::default() };
+    let mut directives = CacheControl {
+        present: true,
+        targeted: true,
+        ..CacheControl::default()
+    };
     for (name, member) in &dictionary {
         let name = name.as_str().as_bytes();
         let mut digits = itoa::Buffer::new();
@@ -275,7 +293,11 @@ fn targeted(response: &HeaderMap, name: &HeaderName) -> Option<CacheControl> {
 /// `Surrogate-Control` (W3C Edge Architecture 1.0): as `Cache-Control`, but each directive may name the
 /// surrogate that it is for, and a lifetime may say how much longer a stale response may be used.
 fn surrogate(response: &HeaderMap) -> Option<CacheControl> {
-    let mut directives = CacheControl { present: true, targeted: true, ..CacheControl::default() };
+    let mut directives = CacheControl {
+        present: true,
+        targeted: true,
+        ..CacheControl::default()
+    };
     let mut any = false;
     for line in response.get_all(&SURROGATE_CONTROL) {
         let mut rest = line.as_bytes();
@@ -284,7 +306,9 @@ fn surrogate(response: &HeaderMap) -> Option<CacheControl> {
             rest = behind;
             let mut parts = member.splitn(2, |&byte| byte == b';');
             let mut directive = parts.next().unwrap_or_default();
-            if parts.next().is_some_and(|target| !target.trim_ascii().eq_ignore_ascii_case(SURROGATE))
+            if parts
+                .next()
+                .is_some_and(|target| !target.trim_ascii().eq_ignore_ascii_case(SURROGATE))
             {
                 continue;
             }
@@ -319,4 +343,233 @@ fn joined_lines(headers: &HeaderMap, name: &HeaderName) -> Option<Vec<u8>> {
         field.extend_from_slice(line.as_bytes());
     }
     Some(field)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(lines: &[&str]) -> CacheControl {
+        let lines: Vec<_> = lines
+            .iter()
+            .map(|line| HeaderValue::from_bytes(line.as_bytes()).unwrap())
+            .collect();
+        CacheControl::parse(&lines)
+    }
+
+    fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+            headers.append(HeaderName::from_static(name), value);
+        }
+        headers
+    }
+
+    #[test]
+    fn lifetimes() {
+        for (lines, max_age) in [
+            (&["max-age=3600"][..], Some(3600)),
+            (&["MAX-age=3600"], Some(3600)),
+            (&["max-age=\"3600\""], Some(3600)),
+            (&["max-age=003600"], Some(3600)),
+            (&[" , ,max-age=3600 ,"], Some(3600)),
+            (&["a, b=c, max-age=3600"], Some(3600)),
+            (&["a=\"x, max-age=1\", max-age=3600"], Some(3600)),
+            (&["max-age=3600, a=\"max-age=1\""], Some(3600)),
+            (&["a=\"\\\", max-age=1\""], None),
+            (&["max-age=2147483647"], Some(2_147_483_647)),
+            (&["max-age=2147483648"], Some(MAX_DELTA_SECS)),
+            (&["max-age=99999999999999999999999"], Some(MAX_DELTA_SECS)),
+            (&["max-age=3600, max-age=1800"], Some(1800)),
+            (&["max-age=1", "max-age=1800"], Some(1)),
+            (&["max-age=1800, max-age=x"], Some(0)),
+            (&["max-age='3600'"], Some(0)),
+            (&["max-age=-3600"], Some(0)),
+            (&["max-age=3600.0"], Some(0)),
+            (&["max-age=a3600"], Some(0)),
+            (&["max-age=3600a"], Some(0)),
+            (&["max-age=3600 7"], Some(0)),
+            (&["max-age =3600"], Some(0)),
+            (&["max-age= 3600"], Some(0)),
+            (&["max-age"], Some(0)),
+            (&["max-age="], Some(0)),
+            (&["max-age=\"3600"], Some(0)),
+            (&["x-max-age=3600"], None),
+            (&["max-age3600"], None),
+            (&[""], None),
+        ] {
+            assert_eq!(parse(lines).max_age, max_age, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn restrictions_count_even_if_malformed_and_permissions_do_not() {
+        for line in [
+            "no-store",
+            "No-Store",
+            "max-age=1,no-store",
+            "no-store=1",
+            "no-store =x",
+            "no-store;a",
+            "\"x\", no-store",
+            "a=\"unended, no-store",
+            "@@, no-store",
+            "=, no-store",
+        ] {
+            assert!(parse(&[line]).no_store, "{line}");
+        }
+        for line in ["x-no-store", "a=\"no-store\"", "a=no-store", "nostore"] {
+            assert!(!parse(&[line]).no_store, "{line}");
+        }
+        assert!(parse(&["private=\"a, b\""]).private);
+        assert!(parse(&["no-cache=\"a\""]).no_cache);
+        assert!(parse(&["public"]).public);
+        assert!(!parse(&["public=1"]).public);
+        assert!(parse(&["x"]).present && !parse(&[]).present);
+    }
+
+    #[test]
+    fn request_directives() {
+        let given = parse(&["max-stale, min-fresh=5, min-fresh=9, only-if-cached"]);
+        assert_eq!(given.max_stale, Some(MAX_DELTA_SECS));
+        assert_eq!(given.min_fresh, Some(9));
+        assert!(given.only_if_cached);
+        assert_eq!(parse(&["max-stale=5"]).max_stale, Some(5));
+        assert_eq!(parse(&["max-stale=x"]).max_stale, Some(0));
+        for (lines, no_cache) in [
+            (&[("pragma", "no-cache")][..], true),
+            (&[("pragma", "x, No-Cache")], true),
+            (&[("pragma", "x")], false),
+            (
+                &[("pragma", "no-cache"), ("cache-control", "max-age=5")],
+                false,
+            ),
+            (&[("cache-control", "no-cache")], true),
+        ] {
+            assert_eq!(
+                CacheControl::of_request(&headers(lines)).no_cache,
+                no_cache,
+                "{lines:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_most_specific_field_counts() {
+        const OURS: &str = "caje-cdn-cache-control";
+        const CDN: &str = "cdn-cache-control";
+        const SURROGATE: &str = "surrogate-control";
+        const ALL: &str = "cache-control";
+        for (lines, max_age) in [
+            (
+                &[
+                    (OURS, "max-age=1"),
+                    (CDN, "max-age=2"),
+                    (SURROGATE, "max-age=3"),
+                ][..],
+                Some(1),
+            ),
+            (
+                &[
+                    (ALL, "max-age=4"),
+                    (SURROGATE, "max-age=3"),
+                    (CDN, "max-age=2"),
+                ],
+                Some(2),
+            ),
+            (&[(ALL, "max-age=4"), (SURROGATE, "max-age=3")], Some(3)),
+            (&[(ALL, "max-age=4")], Some(4)),
+            // Read strictly: what is no Dictionary, or an empty one, is not there.
+            (&[(ALL, "max-age=4"), (CDN, "")], Some(4)),
+            (&[(ALL, "max-age=4"), (CDN, "max-age=2,")], Some(4)),
+            (&[(ALL, "max-age=4"), (CDN, "Max-Age=2")], Some(4)),
+            (&[(ALL, "max-age=4"), (CDN, "max-age =2")], Some(4)),
+            (
+                &[(ALL, "max-age=4"), (CDN, "max-age=2"), (CDN, "&")],
+                Some(4),
+            ),
+            (
+                &[(ALL, "max-age=4"), (CDN, "x=1"), (CDN, "max-age=2")],
+                Some(2),
+            ),
+            (&[(ALL, "max-age=4"), (CDN, "max-age=2;a=b")], Some(2)),
+            (
+                &[(ALL, "max-age=4"), (CDN, "max-age=1, max-age=2")],
+                Some(2),
+            ),
+            (
+                &[(ALL, "max-age=4"), (CDN, "max-age=999999999999")],
+                Some(MAX_DELTA_SECS),
+            ),
+            (&[(ALL, "max-age=4"), (CDN, "max-age=-2")], Some(0)),
+            (&[(ALL, "max-age=4"), (CDN, "max-age=2.5")], Some(0)),
+            (&[(ALL, "max-age=4"), (CDN, "max-age=\"2\"")], Some(0)),
+            (&[(ALL, "max-age=4"), (CDN, "max-age")], Some(0)),
+            (&[(ALL, "max-age=4"), (CDN, "foo")], None),
+            // Surrogate-Control: as Cache-Control, with targets.
+            (&[(ALL, "max-age=4"), (SURROGATE, "MaX-aGe=3")], Some(3)),
+            (
+                &[(ALL, "max-age=4"), (SURROGATE, "foo, max-age=3")],
+                Some(3),
+            ),
+            (
+                &[(ALL, "max-age=4"), (SURROGATE, "max-age=3;other")],
+                Some(4),
+            ),
+            (
+                &[(ALL, "max-age=4"), (SURROGATE, "max-age=3;Caje")],
+                Some(3),
+            ),
+            (&[(ALL, "max-age=4"), (SURROGATE, "max-age=3+60")], Some(3)),
+            (
+                &[(ALL, "max-age=4"), (SURROGATE, "content=\"ESI/1.0\"")],
+                Some(4),
+            ),
+        ] {
+            assert_eq!(
+                CacheControl::of_response(&headers(lines)).max_age,
+                max_age,
+                "{lines:?}"
+            );
+        }
+        let flags = CacheControl::of_response(&headers(&[
+            (
+                CDN,
+                "no-store=?0, private=(\"a\"), no-cache, public=1, must-revalidate=?1",
+            ),
+            (ALL, "no-store"),
+        ]));
+        assert!(flags.targeted && flags.private && flags.no_cache && flags.must_revalidate);
+        assert!(!flags.no_store && !flags.public);
+        let extended = CacheControl::of_response(&headers(&[(SURROGATE, "max-age=3 + 60")]));
+        assert_eq!(extended.stale_while_revalidate, Some(60));
+        let remote = CacheControl::of_response(&headers(&[(SURROGATE, "no-store-remote")]));
+        assert!(remote.no_store);
+    }
+
+    #[test]
+    fn no_bytes_make_it_fail() {
+        let alphabet = b"a=\",\\ ;\t1+\xff";
+        let mut line = Vec::new();
+        for number in 0..20_000usize {
+            line.clear();
+            let mut rest = number;
+            while rest > 0 {
+                line.push(alphabet[rest % alphabet.len()]);
+                rest /= alphabet.len();
+            }
+            let mut headers = HeaderMap::new();
+            let value = HeaderValue::from_bytes(&line).unwrap();
+            for name in [
+                TARGETED[0].clone(),
+                SURROGATE_CONTROL,
+                header::CACHE_CONTROL,
+            ] {
+                headers.insert(name, value.clone());
+            }
+            CacheControl::of_response(&headers);
+            CacheControl::of_request(&headers);
+        }
+    }
 }

@@ -198,7 +198,10 @@ pub fn normalize_authority(authority: &[u8], scheme: Scheme) -> Result<Box<str>,
             (format!("[{address}]"), port)
         }
         None => match memchr::memchr(b':', authority) {
-            Some(colon) => (host_name(&authority[..colon])?, Some(&authority[colon + 1..])),
+            Some(colon) => (
+                host_name(&authority[..colon])?,
+                Some(&authority[colon + 1..]),
+            ),
             None => (host_name(authority)?, None),
         },
     };
@@ -245,8 +248,12 @@ fn parse_port(digits: &[u8]) -> Result<Option<u16>, BadAuthority> {
     if digits.len() > 5 || !digits.iter().all(u8::is_ascii_digit) {
         return Err(BadAuthority::Port);
     }
-    let port = digits.iter().fold(0u32, |port, digit| port * 10 + u32::from(digit - b'0'));
-    u16::try_from(port).map(Some).map_err(|_| BadAuthority::Port)
+    let port = digits
+        .iter()
+        .fold(0u32, |port, digit| port * 10 + u32::from(digit - b'0'));
+    u16::try_from(port)
+        .map(Some)
+        .map_err(|_| BadAuthority::Port)
 }
 
 #[cfg(test)]

@@ -20,15 +20,27 @@ use serde::{Deserialize, Serialize};
 
 /// Fields that the node derives from what is in the cache key anyway, or that say nothing about a
 /// client: they are the same for all requests of a key, whatever a client puts in them.
-const KEYED: [&str; 6] =
-    ["host", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-port", "via", "cdn-loop"];
+const KEYED: [&str; 6] = [
+    "host",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-forwarded-port",
+    "via",
+    "cdn-loop",
+];
 
 /// Fields in which the node tells a client's address. A response that depends on it is for one client.
 const CLIENT_ADDRESS: [&str; 3] = ["x-forwarded-for", "forwarded", "x-real-ip"];
 
 /// Fields with one value in which a comma separates nothing: compared byte for byte.
-const NO_LISTS: [&str; 6] =
-    ["authorization", "cookie", "user-agent", "origin", "referer", "proxy-authorization"];
+const NO_LISTS: [&str; 6] = [
+    "authorization",
+    "cookie",
+    "user-agent",
+    "origin",
+    "referer",
+    "proxy-authorization",
+];
 
 /// Most list members that are put in order; longer lists are compared in the order they have.
 const MAX_ORDERED: usize = 32;
@@ -46,7 +58,11 @@ impl VarySpec {
     pub fn from_headers(response: &HeaderMap) -> VarySpec {
         let mut spec = VarySpec::default();
         for line in response.get_all(header::VARY) {
-            for member in line.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
+            for member in line
+                .as_bytes()
+                .split(|&byte| byte == b',')
+                .map(<[u8]>::trim_ascii)
+            {
                 if !member.is_empty() {
                     spec.add(member);
                 }
@@ -55,7 +71,8 @@ impl VarySpec {
         if spec.any {
             spec.fields.clear();
         }
-        spec.fields.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+        spec.fields
+            .sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         spec.fields.dedup();
         spec
     }
@@ -123,10 +140,14 @@ impl VarySpec {
                         return false;
                     };
                     let mut equal = true;
-                    emit(field, request, &mut |bytes| match expected.strip_prefix(bytes) {
-                        Some(left) => expected = left,
-                        None => equal = false,
-                    });
+                    emit(
+                        field,
+                        request,
+                        &mut |bytes| match expected.strip_prefix(bytes) {
+                            Some(left) => expected = left,
+                            None => equal = false,
+                        },
+                    );
                     if !equal || !expected.is_empty() {
                         return false;
                     }
@@ -158,7 +179,10 @@ struct Names {
 
 impl From<VarySpec> for Names {
     fn from(spec: VarySpec) -> Names {
-        Names { any: spec.any, fields: spec.fields().map(str::to_owned).collect() }
+        Names {
+            any: spec.any,
+            fields: spec.fields().map(str::to_owned).collect(),
+        }
     }
 }
 
@@ -166,8 +190,14 @@ impl TryFrom<Names> for VarySpec {
     type Error = header::InvalidHeaderName;
 
     fn try_from(names: Names) -> Result<VarySpec, header::InvalidHeaderName> {
-        let fields = names.fields.iter().map(|name| HeaderName::from_bytes(name.as_bytes()));
-        Ok(VarySpec { any: names.any, fields: fields.collect::<Result<_, _>>()? })
+        let fields = names
+            .fields
+            .iter()
+            .map(|name| HeaderName::from_bytes(name.as_bytes()));
+        Ok(VarySpec {
+            any: names.any,
+            fields: fields.collect::<Result<_, _>>()?,
+        })
     }
 }
 
@@ -201,10 +231,7 @@ fn emit(field: &HeaderName, request: &HeaderMap, sink: &mut impl FnMut(&[u8])) {
 }
 
 /// Members in one order and one case. `false`, and nothing given, where there are too many.
-fn emit_ordered<'a>(
-    members: impl Iterator<Item = &'a [u8]>,
-    sink: &mut impl FnMut(&[u8]),
-) -> bool {
+fn emit_ordered<'a>(members: impl Iterator<Item = &'a [u8]>, sink: &mut impl FnMut(&[u8])) -> bool {
     let mut ordered: [&[u8]; MAX_ORDERED] = [&[]; MAX_ORDERED];
     let mut count = 0;
     for member in members {
@@ -333,34 +360,112 @@ mod tests {
             ("a", &[], &[("a", "1")], false),
             ("a", &[], &[("a", "")], false),
             ("a", &[], &[("b", "1")], true),
-            ("a, b", &[("a", "1"), ("b", "2")], &[("b", "2"), ("a", "1")], true),
-            ("a, b", &[("a", "1"), ("b", "2")], &[("a", "2"), ("b", "1")], false),
-            ("a, b, c", &[("a", "1"), ("c", "2")], &[("a", "1"), ("c", "2")], true),
-            ("a, b, c", &[("a", "1"), ("c", "2")], &[("a", "1"), ("b", "2")], false),
+            (
+                "a, b",
+                &[("a", "1"), ("b", "2")],
+                &[("b", "2"), ("a", "1")],
+                true,
+            ),
+            (
+                "a, b",
+                &[("a", "1"), ("b", "2")],
+                &[("a", "2"), ("b", "1")],
+                false,
+            ),
+            (
+                "a, b, c",
+                &[("a", "1"), ("c", "2")],
+                &[("a", "1"), ("c", "2")],
+                true,
+            ),
+            (
+                "a, b, c",
+                &[("a", "1"), ("c", "2")],
+                &[("a", "1"), ("b", "2")],
+                false,
+            ),
             ("a", &[("a", "1, 2")], &[("a", "1"), ("a", "2")], true),
             ("a", &[("a", "1, 2")], &[("a", "2"), ("a", "1")], false),
             ("a", &[("a", "1,2")], &[("a", "1 ,\t2,")], true),
             ("a", &[("a", "\"1,2\"")], &[("a", "\"1, 2\"")], false),
-            ("a", &[("a", "\"\\\"1,2\"")], &[("a", "\"\\\"1, 2\"")], false),
+            (
+                "a",
+                &[("a", "\"\\\"1,2\"")],
+                &[("a", "\"\\\"1, 2\"")],
+                false,
+            ),
             ("a", &[("a", "x")], &[("a", "X")], false),
-            ("cookie", &[("cookie", "a=1,2")], &[("cookie", "a=1, 2")], false),
-            ("cookie", &[("cookie", "a"), ("cookie", "b")], &[("cookie", "a,b")], false),
+            (
+                "cookie",
+                &[("cookie", "a=1,2")],
+                &[("cookie", "a=1, 2")],
+                false,
+            ),
+            (
+                "cookie",
+                &[("cookie", "a"), ("cookie", "b")],
+                &[("cookie", "a,b")],
+                false,
+            ),
             ("x-forwarded-host", &[("x-forwarded-host", "a")], &[], true),
-            ("accept-language", &[("accept-language", "en, de")], &[("accept-language", "de,eN")], true),
-            ("accept-language", &[("accept-language", "en, de")], &[("accept-language", "en ,  de")], true),
-            ("accept-language", &[("accept-language", "en, de")], &[("accept-language", "en;q=0.5, de")], false),
-            ("accept-language", &[("accept-language", "en;q=0.5")], &[("accept-language", "en; q=0.5")], true),
-            ("accept-encoding", &[("accept-encoding", "gzip, br")], &[("accept-encoding", "BR"), ("accept-encoding", "gzip")], true),
-            ("accept-encoding", &[("accept-encoding", "gzip")], &[("accept-encoding", "gzip, br")], false),
-            ("accept-encoding", &[("accept-encoding", chars_33)], &[("accept-encoding", chars_33)], true),
+            (
+                "accept-language",
+                &[("accept-language", "en, de")],
+                &[("accept-language", "de,eN")],
+                true,
+            ),
+            (
+                "accept-language",
+                &[("accept-language", "en, de")],
+                &[("accept-language", "en ,  de")],
+                true,
+            ),
+            (
+                "accept-language",
+                &[("accept-language", "en, de")],
+                &[("accept-language", "en;q=0.5, de")],
+                false,
+            ),
+            (
+                "accept-language",
+                &[("accept-language", "en;q=0.5")],
+                &[("accept-language", "en; q=0.5")],
+                true,
+            ),
+            (
+                "accept-encoding",
+                &[("accept-encoding", "gzip, br")],
+                &[("accept-encoding", "BR"), ("accept-encoding", "gzip")],
+                true,
+            ),
+            (
+                "accept-encoding",
+                &[("accept-encoding", "gzip")],
+                &[("accept-encoding", "gzip, br")],
+                false,
+            ),
+            (
+                "accept-encoding",
+                &[("accept-encoding", chars_33)],
+                &[("accept-encoding", chars_33)],
+                true,
+            ),
         ];
         for (vary, stored, presented, selects) in cases {
             let spec = spec(&[vary]);
             let variant = spec.key_for(&headers(stored));
             let presented = headers(presented);
-            assert_eq!(spec.matches(&variant, &presented), *selects, "{vary}: {stored:?}");
+            assert_eq!(
+                spec.matches(&variant, &presented),
+                *selects,
+                "{vary}: {stored:?}"
+            );
             if !spec.is_any() {
-                assert_eq!(spec.key_for(&presented) == variant, *selects, "{vary}: {stored:?}");
+                assert_eq!(
+                    spec.key_for(&presented) == variant,
+                    *selects,
+                    "{vary}: {stored:?}"
+                );
             }
         }
     }
