@@ -101,8 +101,8 @@ impl BlockSize {
         offset & !(self.get() as u64 - 1)
     }
 
-    /// `offset` itself at the start of a block, else the start of the next one. The start of the last
-    /// possible block for offsets behind it.
+    /// `offset` itself at the start of a block, else the start of the next one. The start of the
+    /// last possible block for offsets behind it.
     pub const fn ceil(self, offset: u64) -> u64 {
         match offset.checked_add(self.get() as u64 - 1) {
             Some(above) => self.floor(above),
@@ -237,8 +237,8 @@ impl BlockSet {
         })
     }
 
-    /// Runs of absent blocks within `blocks`. Two runs with at most `max_gap` present blocks between
-    /// them are one.
+    /// Runs of absent blocks within `blocks`. Two runs with at most `max_gap` present blocks
+    /// between them are one.
     pub fn missing_runs(&self, blocks: Range<u32>, max_gap: u32) -> Vec<Range<u32>> {
         let mut runs: Vec<Range<u32>> = Vec::new();
         let mut at = blocks.start;
@@ -435,7 +435,12 @@ mod tests {
             (&[1], 0..4, 1, &[(0, 4)]),
             (&[1, 2], 0..4, 1, &[(0, 1), (3, 4)]),
             (&[0, 3], 0..4, 5, &[(1, 3)]),
-            (&[63, 64, 128], 62..130, 0, &[(62, 63), (65, 128), (129, 130)]),
+            (
+                &[63, 64, 128],
+                62..130,
+                0,
+                &[(62, 63), (65, 128), (129, 130)],
+            ),
             (&[2], 100..103, 0, &[(100, 103)]),
         ] {
             let found = set(present).missing_runs(within.clone(), max_gap);

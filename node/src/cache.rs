@@ -34,7 +34,7 @@ use crate::origin::{self, UpstreamResponse};
 use crate::semantics::freshness::{Decision, Rules};
 use crate::semantics::key::CacheKey;
 use crate::store::Store;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, OriginId};
 
 pub use body::{BodyError, Reader};
 
@@ -45,6 +45,8 @@ const UNSHAREABLE_SECS: u64 = 60;
 #[derive(Clone, Debug)]
 pub struct OriginRules {
     pub name: Arc<str>,
+    /// Its place in the metrics.
+    pub id: OriginId,
     pub upstream: Arc<origin::Settings>,
     pub caching: Rules,
     /// How far a fill goes on after the range that was asked for, in bytes.
@@ -152,6 +154,8 @@ pub enum Failure {
     GatewayTimeout(&'static str),
     /// Too many others wait for this origin.
     Busy(&'static str),
+    /// The client broke off its own request, or asked for what cannot be said to the origin.
+    BadRequest(&'static str),
     /// `only-if-cached`, and nothing usable is.
     OnlyIfCached,
 }
@@ -161,7 +165,8 @@ impl Failure {
         match self {
             Failure::BadGateway(detail)
             | Failure::GatewayTimeout(detail)
-            | Failure::Busy(detail) => detail,
+            | Failure::Busy(detail)
+            | Failure::BadRequest(detail) => detail,
             Failure::OnlyIfCached => "only-if-cached",
         }
     }
@@ -263,7 +268,10 @@ impl LocalCache {
                         match self.joined(request, why, flight.outcome().await) {
                             Joined::Answer(answer) => return answer,
                             Joined::OtherVariant => {}
-                            Joined::Alone => break,
+                            Joined::Alone => {
+                                self.shared.metrics.fills_unshared.increment(());
+                                break;
+                            }
                         }
                     }
                 }

@@ -15,6 +15,7 @@ mod convert;
 mod environment;
 mod error;
 mod network;
+mod overrides;
 mod read;
 mod route;
 mod schema;
@@ -28,6 +29,7 @@ use std::time::Duration;
 pub use environment::Environment;
 pub use error::{ConfigError, ConfigErrors};
 pub use network::{Address, BadAddress, Cidr, HostPattern, OriginUrl, Scheme};
+pub use overrides::{Overrides, Terminal};
 pub use route::Routes;
 
 /// All settings of a node.

@@ -16,6 +16,7 @@
 
 mod child;
 mod client;
+mod numbers;
 mod origin;
 mod screen;
 mod stage;
@@ -46,9 +47,9 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let stop = Stop::on_signals()?;
     let screen = Screen::of_stdout();
-    let mut stage = Stage::set(arguments.keep.as_deref(), &stop)?;
+    let stage = Stage::set(arguments.keep.as_deref(), &stop)?;
     match arguments.script {
-        true => tour::play(&mut stage, &screen, &stop),
+        true => tour::play(stage, &screen, &stop),
         false => show(stage, &screen, &stop),
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use caje_node::config::{Config, Environment};
+use caje_node::config::{Config, Environment, Overrides};
 use caje_node::telemetry::diagnostics;
 use caje_node::{Node, demo, doctor};
 use clap::{Parser, Subcommand};
@@ -31,6 +31,9 @@ enum Command {
     Run {
         #[command(flatten)]
         config: ConfigFile,
+        /// Drain and end when standard input ends
+        #[arg(long, hide = true)]
+        exit_with_stdin: bool,
     },
     /// Run a node in front of one origin, without a file
     Proxy {
@@ -49,6 +52,15 @@ enum Command {
         /// How much memory to use for bodies, such as 256MiB
         #[arg(long, value_name = "SIZE")]
         memory: Option<String>,
+        /// The node's name in logs
+        #[arg(long)]
+        name: Option<String>,
+        /// Where the node is; Cache-Status shows it
+        #[arg(long, value_name = "NAME")]
+        region: Option<String>,
+        /// Write no access log
+        #[arg(long)]
+        no_access_log: bool,
     },
     /// Check a configuration file: every error with its line
     Check {
@@ -65,6 +77,9 @@ enum Command {
     },
     /// Three nodes and an origin on this machine, to try everything
     Demo(demo::Arguments),
+    /// The demo's origin alone
+    #[command(hide = true)]
+    SlowServer(demo::OriginArguments),
 }
 
 #[derive(clap::Args)]
@@ -93,30 +108,51 @@ impl ConfigFile {
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Run { config } => {
+        Command::Run { config, exit_with_stdin } => {
             let path = config.path();
             match Config::load(&path) {
-                Ok(config) => run(config, Some(&path)),
+                Ok(config) => run(config, Some(&path), exit_with_stdin),
                 Err(errors) => usage_error(&errors),
             }
         }
-        Command::Proxy { listen, origin, data_dir, admin, memory } => {
+        Command::Proxy {
+            listen,
+            origin,
+            data_dir,
+            admin,
+            memory,
+            name,
+            region,
+            no_access_log,
+        } => {
+            let overrides = Overrides {
+                admin: admin.as_deref(),
+                memory: memory.as_deref(),
+                name: name.as_deref(),
+                region: region.as_deref(),
+                no_access_log,
+            };
             let config = Config::proxy(&listen, &origin, data_dir.as_deref())
-                .and_then(|config| config.with_overrides(admin.as_deref(), memory.as_deref()));
+                .and_then(|config| config.with_overrides(&overrides));
             match config {
-                Ok(config) => run(config, None),
+                Ok(config) => run(config, None, false),
                 Err(error) => usage_error(&error),
             }
         }
         Command::Check { config } => check(&config.path()),
         Command::Doctor { config, json } => examine(config.path.as_deref(), json),
-        Command::Demo(arguments) => match demo::run(arguments) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
+        Command::Demo(arguments) => exit_code(demo::run(arguments)),
+        Command::SlowServer(arguments) => exit_code(demo::serve_origin(&arguments)),
+    }
+}
+
+fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -155,7 +191,7 @@ fn examine(path: Option<&Path>, json: bool) -> ExitCode {
     }
 }
 
-fn run(config: Config, path: Option<&Path>) -> ExitCode {
+fn run(config: Config, path: Option<&Path>, exit_with_stdin: bool) -> ExitCode {
     let level = match diagnostics::start(&config.log.level) {
         Ok(level) => level,
         Err(error) => return usage_error(&error),
@@ -172,20 +208,20 @@ fn run(config: Config, path: Option<&Path>) -> ExitCode {
         println!("listening http://{address}");
     }
     println!("admin http://{}", node.admin_address());
-    match supervise(&node, path, &level) {
-        Ok(()) => {
-            node.drain();
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+    let result = supervise(&node, path, &level, exit_with_stdin);
+    if result.is_ok() {
+        node.drain();
     }
+    exit_code(result)
 }
 
 /// Waits for signals and for the file to change, until the node is to end.
-fn supervise(node: &Node, path: Option<&Path>, level: &diagnostics::Level) -> anyhow::Result<()> {
+fn supervise(
+    node: &Node,
+    path: Option<&Path>,
+    level: &diagnostics::Level,
+    exit_with_stdin: bool,
+) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -195,10 +231,12 @@ fn supervise(node: &Node, path: Option<&Path>, level: &diagnostics::Level) -> an
         let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
         let mut hangup = signal(SignalKind::hangup()).context("watching for SIGHUP")?;
         let mut file = path.map(FileWatch::new).transpose()?;
+        let mut parent_gone = std::pin::pin!(demo::parent_gone(exit_with_stdin));
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
+                () = &mut parent_gone => break,
                 _ = hangup.recv() => {
                     node.reopen_log();
                     reload(node, path, level);

@@ -336,18 +336,12 @@ fn identity(config: &Config) -> Identity {
 }
 
 fn settings(config: &Config, metrics: &Metrics) -> Result<proxy::Settings, StartError> {
-    let rules = config.origin_rules().map_err(|error| StartError::Origin(error.to_string()))?;
+    let rules = config.origin_rules(metrics).map_err(|error| StartError::Origin(error.to_string()))?;
     let routes = Routes::new(config);
     let trusted = config.node.trust_forwarded.clone();
     Ok(proxy::Settings {
         limits: config.limits.proxy(),
-        origins: rules
-            .into_iter()
-            .map(|rules| {
-                let id = metrics.origins.intern(&rules.name);
-                (rules, id)
-            })
-            .collect(),
+        origins: rules,
         route: Box::new(move |host, target| routes.find(host, target)),
         trusts: Box::new(move |address| trusted.iter().any(|cidr| cidr.contains(address))),
     })

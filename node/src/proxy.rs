@@ -43,7 +43,7 @@ use crate::semantics::hop::{self, Forwarded, MaxForwards};
 use crate::semantics::key::CacheKey;
 use crate::semantics::range::{self, RangeSpec, Ranges};
 use crate::semantics::{conditional, freshness};
-use crate::telemetry::{AccessLog, BadRequest, Metrics, OriginId, TimeoutPhase};
+use crate::telemetry::{AccessLog, BadRequest, Metrics, TimeoutPhase};
 use crate::wire::{self, HeadError};
 
 pub use connection::{Admission, Draining};
@@ -53,6 +53,8 @@ pub use connection::{Admission, Draining};
 pub struct Limits {
     pub first_byte_timeout: Duration,
     pub header_timeout: Duration,
+    /// From a request's first byte to the last of its body.
+    pub request_timeout: Duration,
     pub idle_timeout: Duration,
     pub write_timeout: Duration,
     /// Bytes per second that a request's body must bring.
@@ -66,7 +68,7 @@ pub struct Limits {
 /// What a reload can change, swapped as one.
 pub struct Settings {
     pub limits: Limits,
-    pub origins: Vec<(Arc<OriginRules>, OriginId)>,
+    pub origins: Vec<Arc<OriginRules>>,
     /// The place in `origins` for a host (lower case, no port) and a target.
     pub route: Box<dyn Fn(&str, &[u8]) -> Option<usize> + Send + Sync>,
     /// Peers whose forwarding fields are extended rather than replaced.
@@ -118,16 +120,14 @@ impl Proxy {
         let Some(place) = (settings.route)(host, &request.target) else {
             return self.synthetic(respond::no_origin(), report);
         };
-        let (origin, origin_id) = &settings.origins[place];
+        let origin = &settings.origins[place];
         let report = Report {
-            origin: Some(*origin_id),
-            origin_name: Some(origin.name.clone()),
+            origin: Some(origin.name.clone()),
             ..report
         };
         let trusted = (settings.trusts)(request.client.address);
         let route = Route {
             origin: origin.clone(),
-            origin_id: *origin_id,
             trusted,
             max_ranges: settings.limits.max_ranges,
         };
@@ -203,7 +203,7 @@ impl Proxy {
         for _ in 0..MAX_ATTEMPTS {
             let (stored, how) = match found.take() {
                 Some(found) => found,
-                None => match self.find(&question, &route).await {
+                None => match self.find(&question).await {
                     Answer::Stored(stored, how) => (stored, how),
                     Answer::Passed(passed, how) => {
                         return self.passed_on(question, *passed, how, route, report).await;
@@ -226,7 +226,7 @@ impl Proxy {
         self.respond(respond::failed(failure, how), report)
     }
 
-    async fn find(&self, question: &Question, _route: &Route) -> Answer {
+    async fn find(&self, question: &Question) -> Answer {
         let make = || self.upstream_fields(question);
         let upstream = UpstreamFields {
             make: &make,
@@ -318,10 +318,8 @@ impl Proxy {
                 interims.push(status, headers);
             }
         };
-        let pool = &self.cache.fetcher.pool;
-        let sent = pool
-            .send(&route.origin.upstream, upstream, &mut on_interim)
-            .await;
+        let fetcher = &self.cache.fetcher;
+        let sent = fetcher.send(&route.origin, upstream, &mut on_interim).await;
         let mut how = How {
             forward: Some(why),
             ..How::default()
@@ -415,7 +413,6 @@ impl Proxy {
 /// Where a request goes and what its client is believed.
 struct Route {
     origin: Arc<OriginRules>,
-    origin_id: OriginId,
     trusted: bool,
     max_ranges: usize,
 }

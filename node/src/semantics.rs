@@ -1,7 +1,7 @@
 //! What HTTP says about caching, as pure functions of messages, settings and a given time.
 //!
-//! Kept true here: nothing in this module does I/O, reads a clock, or panics on bytes from the network;
-//! and nothing of it knows how a response is stored or how a message comes in.
+//! Kept true here: nothing in this module does I/O, reads a clock, or panics on bytes from the
+//! network; and nothing of it knows how a response is stored or how a message comes in.
 
 pub mod cache_control;
 pub mod cache_status;

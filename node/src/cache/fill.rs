@@ -40,14 +40,14 @@ use crate::origin::{
     ErrorKind, Frame, OriginError, OriginPool, ResponseBody, UpstreamRequest, UpstreamResponse,
 };
 use crate::semantics::conditional::{self, Validators};
-use crate::semantics::freshness::{self, ErrorSituation, Freshness};
+use crate::semantics::freshness::{self, ErrorSituation, Freshness, NoStore};
 use crate::semantics::key::CacheKey;
 use crate::semantics::range::ContentRange;
 use crate::semantics::vary::VarySpec;
 use crate::semantics::{hop, update};
 use crate::store::Store;
 use crate::tasks::Tasks;
-use crate::telemetry::FillFailure;
+use crate::telemetry::{FillFailure, Metrics, OriginOutcome, Uncacheable, Validation};
 
 /// The way of one data thread to the origins.
 pub struct Fetcher {
@@ -232,7 +232,7 @@ impl Fetcher {
     ) {
         let fetcher = self.clone();
         self.tasks.spawn(async move {
-            let linger = exchange.linger;
+            let (linger, origin) = (exchange.linger, exchange.origin.clone());
             let (led, rest) = fetcher.exchange(exchange, lead).await;
             if let Some(tell) = tell {
                 // A client that has gone by now wants nothing any more; the fill goes on for others.
@@ -244,7 +244,7 @@ impl Fetcher {
                 writer,
             } = rest
             {
-                fetcher.fill(&stored, body, writer, linger).await;
+                fetcher.fill(&origin, &stored, body, writer, linger).await;
             }
         });
     }
@@ -259,8 +259,7 @@ impl Fetcher {
                 interim(status, headers);
             }
         };
-        let settings = &exchange.origin.upstream;
-        let response = self.pool.send(settings, request, &mut on_interim).await;
+        let response = self.send(&exchange.origin, request, &mut on_interim).await;
         let (led, rest) = match response {
             Ok(response) => self.judge(&exchange, asked, response, sent_at),
             Err(error) => (self.unreachable(&exchange, &error), Rest::Nothing),
@@ -269,6 +268,22 @@ impl Fetcher {
             lead.resolve(outcome(&led));
         }
         (led, rest)
+    }
+
+    /// Sends one request to an origin, and counts how it went.
+    pub async fn send(
+        &self,
+        origin: &OriginRules,
+        request: UpstreamRequest,
+        on_interim: &mut dyn FnMut(StatusCode, HeaderMap),
+    ) -> Result<UpstreamResponse, OriginError> {
+        let sent = self.pool.send(&origin.upstream, request, on_interim).await;
+        let outcome = match &sent {
+            Ok(response) => response.status.as_u16().into(),
+            Err(error) => origin_outcome(&error.kind),
+        };
+        self.cache.metrics.origin_requests.increment((origin.id, outcome));
+        sent
     }
 
     /// The origin gave no answer: the stale one, if it may be served, or the failure.
@@ -313,6 +328,7 @@ impl Fetcher {
         complete_head(&mut response, &self.pseudonym, now);
         match (response.status, &exchange.stale) {
             (StatusCode::NOT_MODIFIED, Some(stale)) => {
+                self.cache.metrics.validations.increment(Validation::NotModified);
                 return (self.validated(exchange, stale, &response, sent_at, now), Rest::Nothing);
             }
             // Nothing was asked that 304 or a part could answer.
@@ -323,6 +339,7 @@ impl Fetcher {
                 if let Some(led) =
                     self.stale_instead(exchange, situation, Some(status), "origin-error")
                 {
+                    self.cache.metrics.validations.increment(Validation::Failed);
                     return (led, Rest::Nothing);
                 }
             }
@@ -387,8 +404,12 @@ impl Fetcher {
             sent_at,
             now,
         )
-        .map_err(freshness::NoStore::detail)?;
+        .map_err(|reason| {
+            self.cache.metrics.uncacheable.increment(uncacheable(reason));
+            reason.detail()
+        })?;
         if response.close_delimited {
+            self.cache.metrics.uncacheable.increment(Uncacheable::Other);
             return Err("close-delimited");
         }
         let vary = VarySpec::from_headers(&response.headers);
@@ -399,6 +420,7 @@ impl Fetcher {
         }
         let head = Head::new(status, headers, freshness, vary, variant);
         if span.is_some() && !head.is_joinable() {
+            self.cache.metrics.uncacheable.increment(Uncacheable::PartialContent);
             return Err("partial-without-validator");
         }
         Ok(head)
@@ -412,6 +434,9 @@ impl Fetcher {
         response: UpstreamResponse,
         span: Option<(Range<u64>, u64)>,
     ) -> (Led, Rest) {
+        if exchange.stale.is_some() {
+            self.cache.metrics.validations.increment(Validation::Replaced);
+        }
         let status = response.status;
         let store = &self.cache.store;
         let length = match &span {
@@ -550,6 +575,7 @@ impl Fetcher {
     /// Brings a body to its end, or as far as it comes.
     async fn fill(
         &self,
+        origin: &OriginRules,
         stored: &Arc<Stored>,
         mut body: ResponseBody,
         mut writer: FillWriter,
@@ -557,7 +583,8 @@ impl Fetcher {
     ) {
         let _counted = self.cache.metrics.fill_started();
         let fill = writer.fill().clone();
-        let outcome = transfer(&mut body, &mut writer, &fill, linger).await;
+        let metrics = &self.cache.metrics;
+        let outcome = transfer(metrics, origin, &mut body, &mut writer, &fill, linger).await;
         drop(body);
         let outcome = writer.finish(outcome).await;
         self.cache.metrics.fill_ended(outcome.err().map(fill_failure));
@@ -654,6 +681,8 @@ fn partial_span(response: &UpstreamResponse, asked: Asked) -> Option<(Range<u64>
 }
 
 async fn transfer(
+    metrics: &Metrics,
+    origin: &OriginRules,
     body: &mut ResponseBody,
     writer: &mut FillWriter,
     fill: &Fill,
@@ -672,7 +701,10 @@ async fn transfer(
             () = &mut abandoned => return Err(BodyError::Abandoned),
         };
         match frame {
-            Some(Ok(Frame::Data(data))) => writer.write(data).await?,
+            Some(Ok(Frame::Data(data))) => {
+                metrics.origin_response_bytes.add(origin.id, data.len() as u64);
+                writer.write(data).await?;
+            }
             // Stored responses have no trailers (RFC 9110 §6.5.1 allows to discard them).
             Some(Ok(Frame::Trailers(_))) => {}
             Some(Err(error)) => return Err(body_error(&error)),
@@ -696,7 +728,39 @@ pub fn failure(error: &OriginError) -> Failure {
     match error.status() {
         StatusCode::GATEWAY_TIMEOUT => Failure::GatewayTimeout(error.detail()),
         StatusCode::SERVICE_UNAVAILABLE => Failure::Busy(error.detail()),
+        StatusCode::BAD_REQUEST => Failure::BadRequest(error.detail()),
         _ => Failure::BadGateway(error.detail()),
+    }
+}
+
+/// What the metrics call an exchange that brought no response.
+fn origin_outcome(kind: &ErrorKind) -> OriginOutcome {
+    match kind {
+        ErrorKind::Dns => OriginOutcome::Dns,
+        ErrorKind::Refused | ErrorKind::Connect => OriginOutcome::Connect,
+        ErrorKind::Tls => OriginOutcome::Tls,
+        ErrorKind::Timeout(_) => OriginOutcome::Timeout,
+        ErrorKind::Busy => OriginOutcome::Busy,
+        ErrorKind::Closed => OriginOutcome::Closed,
+        ErrorKind::HeadTooLarge | ErrorKind::Protocol => OriginOutcome::Protocol,
+        ErrorKind::Truncated => OriginOutcome::Truncated,
+        ErrorKind::RequestBody | ErrorKind::Unsendable => OriginOutcome::Client,
+    }
+}
+
+/// What the metrics call a reason not to store.
+fn uncacheable(reason: NoStore) -> Uncacheable {
+    match reason {
+        NoStore::Method => Uncacheable::Method,
+        NoStore::Status => Uncacheable::Status,
+        NoStore::NotUnderstood => Uncacheable::MustUnderstand,
+        NoStore::Directive => Uncacheable::NoStore,
+        NoStore::RequestDirective => Uncacheable::RequestNoStore,
+        NoStore::Private => Uncacheable::Private,
+        NoStore::Authorization => Uncacheable::Authorization,
+        NoStore::SetCookie => Uncacheable::SetCookie,
+        NoStore::VaryAny => Uncacheable::VaryAny,
+        NoStore::NoFreshness | NoStore::NotReusable => Uncacheable::NoFreshness,
     }
 }
 
@@ -759,7 +823,8 @@ impl Refill {
         let outcome = match self.ask(&mut writer).await {
             Ok(mut body) => {
                 let linger = Some(self.origin.linger);
-                transfer(&mut body, &mut writer, &fill, linger).await
+                let metrics = &self.fetcher.cache.metrics;
+                transfer(metrics, &self.origin, &mut body, &mut writer, &fill, linger).await
             }
             Err(error) => Err(error),
         };
@@ -785,8 +850,7 @@ impl Refill {
         if let Some(if_range) = validators.if_range() {
             request.headers.insert(header::IF_RANGE, if_range);
         }
-        let pool = &self.fetcher.pool;
-        let response = pool.send(&self.origin.upstream, request, &mut |_, _| {}).await;
+        let response = self.fetcher.send(&self.origin, request, &mut |_, _| {}).await;
         let response = response.map_err(|_| BodyError::Unreachable)?;
         let length = self.stored.body.object.length();
         let same = validators.same_representation(&Validators::from_headers(&response.headers));

@@ -9,7 +9,7 @@ use crate::cache::OriginRules;
 use crate::origin::{self, Tls, TlsError, TlsOptions};
 use crate::semantics::freshness;
 use crate::store::{self, IoMode};
-use crate::telemetry::{Format, Sink};
+use crate::telemetry::{Format, Metrics, Sink};
 use crate::{proxy, wire};
 
 impl Config {
@@ -31,10 +31,11 @@ impl Config {
 
     /// The origins in their order: an index of [`Routes`](super::Routes) is one of this list. Reads
     /// the files of certificates that they name.
-    pub fn origin_rules(&self) -> Result<Vec<Arc<OriginRules>>, TlsError> {
+    pub fn origin_rules(&self, metrics: &Metrics) -> Result<Vec<Arc<OriginRules>>, TlsError> {
         let rules = |origin: &Origin| {
             Ok(Arc::new(OriginRules {
                 name: origin.name.as_str().into(),
+                id: metrics.origins.intern(&origin.name),
                 upstream: Arc::new(origin.upstream_settings(self.node.threads.get())?),
                 caching: origin.rules.caching(),
                 read_ahead: origin.read_ahead_bytes,
@@ -139,6 +140,7 @@ impl Limits {
         proxy::Limits {
             first_byte_timeout: self.first_byte_timeout,
             header_timeout: self.header_timeout,
+            request_timeout: self.request_timeout,
             idle_timeout: self.idle_timeout,
             write_timeout: self.write_timeout,
             body_rate: self.body_rate,

@@ -67,16 +67,29 @@ fn read<T>(
     })
 }
 
-impl Environment {
-    /// Whether a terminal is to be written to without colours and without moving its cursor
-    /// (no-color.org; `TERM=dumb`).
+/// What a terminal is willing to show, if standard output is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Terminal {
+    /// Text, line after line.
+    Dumb,
+    /// The cursor may be moved, but colours are unwelcome (`NO_COLOR`, see no-color.org).
+    Plain,
+    Coloured,
+}
+
+impl Terminal {
     #[expect(
         clippy::disallowed_methods,
         reason = "config reads the environment, and nobody else does"
     )]
-    pub fn wants_plain_text() -> bool {
-        let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        set("NO_COLOR") || std::env::var_os("TERM").is_none_or(|term| term == "dumb")
+    pub fn of_process() -> Terminal {
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        match (variable("TERM"), variable("NO_COLOR")) {
+            (None, _) => Terminal::Dumb,
+            (Some(term), _) if term == "dumb" => Terminal::Dumb,
+            (Some(_), Some(_)) => Terminal::Plain,
+            (Some(_), None) => Terminal::Coloured,
+        }
     }
 }
 

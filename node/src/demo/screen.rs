@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::numbers::Numbers;
 use super::stage::Stage;
-use crate::config::Environment;
+use crate::config::Terminal;
 
 /// How often the live lines are made new.
 pub const REFRESH: Duration = Duration::from_secs(1);
@@ -14,7 +14,10 @@ pub const REFRESH: Duration = Duration::from_secs(1);
 /// How standard output is written to.
 #[derive(Clone, Copy)]
 pub struct Screen {
+    /// A person looks on.
     is_terminal: bool,
+    /// What is written may be written over.
+    redraws: bool,
     has_colours: bool,
 }
 
@@ -29,9 +32,11 @@ enum Ink {
 impl Screen {
     pub fn of_stdout() -> Screen {
         let is_terminal = stdout().is_terminal();
+        let terminal = Terminal::of_process();
         Screen {
             is_terminal,
-            has_colours: is_terminal && !Environment::wants_plain_text(),
+            redraws: is_terminal && terminal != Terminal::Dumb,
+            has_colours: is_terminal && terminal == Terminal::Coloured,
         }
     }
 
@@ -57,10 +62,6 @@ impl Screen {
             Ink::Red => 31,
         };
         format!("\x1b[{code}m{text}\x1b[0m")
-    }
-
-    pub fn heading(&self, text: &str) {
-        self.say(&self.ink(Ink::Bold, text));
     }
 
     /// A step of the tour that was right, and what was seen.
@@ -120,6 +121,8 @@ impl Screen {
         });
         let origin = format!("http://{}", stage.origin);
         let id = stage.origin_id().unwrap_or_default();
+        let first = stage.nodes.first();
+        let admin = first.map_or_else(String::new, |node| format!("http://{}", node.admin));
         let mut example = |what: &str, commands: &[String], expect: &[&str]| {
             let _ = writeln!(text, "\n  {}", self.ink(Ink::Bold, what));
             for command in commands {
@@ -166,14 +169,6 @@ impl Screen {
             &["after 5 s: hit with a ttl below 0, at once; the answer after it is fresh again"],
         );
         example(
-            "The origin dies; what is stored is served on. For the first command run the last one once before:",
-            &[
-                format!("kill -9 {id}"),
-                format!("curl -sD- -o /dev/null '{lhr}/bytes/1k/old?cc=max-age=1'"),
-            ],
-            &["200 with fwd=stale; what is not stored gets 502 and the reason"],
-        );
-        example(
             "Video: a live HLS playlist that moves on every two seconds (also /hls/vod/master.m3u8).",
             &[format!("ffplay {ewr}/hls/live/master.m3u8")],
             &["playlists are asked for again each second, segments once"],
@@ -182,12 +177,18 @@ impl Screen {
             "Everything the origin can do, and one node's health:",
             &[
                 format!("curl {origin}/"),
-                format!(
-                    "curl http://{}/_caje/readyz",
-                    stage.nodes[0].admin
-                ),
+                format!("curl {admin}/_caje/readyz"),
             ],
             &[],
+        );
+        example(
+            "Last, since it ends the origin: what is stored is served on.",
+            &[
+                format!("curl -s -o /dev/null '{lhr}/bytes/1k/old?cc=max-age=1'"),
+                format!("kill -9 {id}"),
+                format!("curl -sD- -o /dev/null '{lhr}/bytes/1k/old?cc=max-age=1'"),
+            ],
+            &["200 with fwd=stale; what is not stored gets 502 and the reason"],
         );
         text.push('\n');
     }
@@ -215,13 +216,14 @@ impl Live {
             let line = match node.ended() {
                 Some(how) => format!("ended ({how}), see {}", node.log(&folder).display()),
                 None => match Numbers::of(&stage.client, node.admin) {
-                    Ok(numbers) => line(&numbers),
+                    Ok(numbers) if self.screen.redraws => columns(&numbers),
+                    Ok(numbers) => sentence(&numbers),
                     Err(error) => format!("gives no numbers: {error:#}"),
                 },
             };
             lines.push(format!("  {:<8} {line}", node.region));
         }
-        match self.screen.has_colours {
+        match self.screen.redraws {
             true => self.redraw(lines),
             false => self.append(lines),
         }
@@ -231,10 +233,8 @@ impl Live {
         let mut text = String::new();
         match self.shown.len() {
             0 => {
-                let head = format!(
-                    "  {:<8} {:>10} {:>12} {:>18}",
-                    "", "requests", "hit ratio", "origin requests"
-                );
+                let [requests, ratio, origin] = COLUMNS;
+                let head = format!("  {:<8} {}", "", row([&requests, &ratio, &origin]));
                 let _ = writeln!(text, "{}", self.screen.ink(Ink::Bold, &head));
             }
             shown => {
@@ -268,19 +268,32 @@ impl Live {
     /// Leaves the line in which the terminal has shown `^C`.
     pub fn finish(self) {
         if self.screen.is_terminal {
-            self.screen.write("\n");
+            self.screen.say("");
         }
     }
 }
 
-fn line(numbers: &Numbers) -> String {
-    let (requests, hits) = (numbers.requests(), numbers.hits());
-    let ratio = match requests {
+const COLUMNS: [&str; 3] = ["requests", "hit ratio", "origin requests"];
+
+fn columns(numbers: &Numbers) -> String {
+    let ratio = ratio(numbers);
+    row([&numbers.requests(), &ratio, &numbers.origin_requests()])
+}
+
+fn row(cells: [&dyn std::fmt::Display; 3]) -> String {
+    let [requests, ratio, origin] = cells.map(ToString::to_string);
+    format!("{requests:>10} {ratio:>12} {origin:>18}")
+}
+
+fn sentence(numbers: &Numbers) -> String {
+    let (requests, origin) = (numbers.requests(), numbers.origin_requests());
+    let ratio = ratio(numbers);
+    format!("requests: {requests}, hit ratio: {ratio}, origin requests: {origin}")
+}
+
+fn ratio(numbers: &Numbers) -> String {
+    match numbers.requests() {
         0 => "-".to_owned(),
-        _ => format!("{:.1} %", hits as f64 * 100.0 / requests as f64),
-    };
-    format!(
-        "{requests:>10} {ratio:>12} {:>18}",
-        numbers.origin_requests()
-    )
+        requests => format!("{:.1} %", numbers.hits() as f64 * 100.0 / requests as f64),
+    }
 }

@@ -29,14 +29,11 @@ use tokio::time::Instant;
 use crate::proxy::io::{ClientIo, Pace};
 use crate::proxy::message::{Body, Client, ClientBody, Interims, Piece, Request, Response};
 use crate::proxy::respond;
-use crate::proxy::{Proxy, tunnel};
+use crate::proxy::{Limits, Proxy, tunnel};
 use crate::telemetry::TimeoutPhase;
 use crate::wire::{
     BodyDecoder, Decoded, Framing, HeadError, RequestHead, encode, parse_request_head,
 };
-
-/// Of a body nobody wanted, read at most this much before the connection is closed instead, in bytes.
-const DRAIN_LIMIT: usize = 64 << 10;
 
 /// How long, and how much, is still read after the last answer, so that the peer gets it before a reset.
 const LINGER_TIME: Duration = Duration::from_secs(2);
@@ -179,7 +176,8 @@ where
             Framing::None | Framing::Length(0) => None,
             framing => Some(Rc::new(RequestBody::new(
                 self.io.clone(),
-                BodyDecoder::new(framing, &self.proxy.limits().wire),
+                self.proxy.limits(),
+                framing,
                 head.expect_continue,
             ))),
         };
@@ -463,6 +461,7 @@ impl From<std::io::Error> for Interrupted {
 /// A request's body on its connection.
 pub struct RequestBody<Io> {
     io: Rc<ClientIo<Io>>,
+    limits: Limits,
     decoder: RefCell<BodyDecoder>,
     /// The client waits for `100 Continue` before it sends.
     awaits_continue: Cell<bool>,
@@ -479,10 +478,16 @@ pub enum RequestBodyError {
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBody<Io> {
-    fn new(io: Rc<ClientIo<Io>>, decoder: BodyDecoder, awaits_continue: bool) -> RequestBody<Io> {
+    fn new(
+        io: Rc<ClientIo<Io>>,
+        limits: Limits,
+        framing: Framing,
+        awaits_continue: bool,
+    ) -> RequestBody<Io> {
         RequestBody {
             io,
-            decoder: RefCell::new(decoder),
+            decoder: RefCell::new(BodyDecoder::new(framing, &limits.wire)),
+            limits,
             awaits_continue: Cell::new(awaits_continue),
             started: Cell::new(false),
             failed: Cell::new(false),
@@ -498,18 +503,20 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBody<Io> {
         let decoder = self.decoder.borrow();
         !self.failed.get()
             && (decoder.is_end()
-                || !self.awaits_continue.get() && decoder.expected_bytes() <= DRAIN_LIMIT as u64)
+                || !self.awaits_continue.get() && decoder.expected_bytes() <= self.limits.max_drained_body)
     }
 
     async fn drain(&self) -> bool {
         if !self.is_drainable() {
             return false;
         }
-        let mut left = DRAIN_LIMIT;
+        let mut left = self.limits.max_drained_body;
         loop {
             match poll_fn(|cx| self.poll_piece(cx)).await {
                 None => return true,
-                Some(Ok(Piece::Data(bytes))) if bytes.len() <= left => left -= bytes.len(),
+                Some(Ok(Piece::Data(bytes))) if bytes.len() as u64 <= left => {
+                    left -= bytes.len() as u64;
+                }
                 Some(Ok(Piece::Trailers(_))) => {}
                 Some(_) => return false,
             }
@@ -519,7 +526,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBody<Io> {
     /// The next piece, in order; `None` at the body's end.
     pub fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, RequestBodyError>>> {
         if !self.started.replace(true) {
-            self.io.start_reading_body();
+            self.io.start_reading_body(self.limits.request_timeout);
         }
         let piece = ready!(self.poll_decoded(cx));
         match &piece {

@@ -20,6 +20,10 @@ const READ_SIZE: usize = 8 << 10;
 /// Read ahead of a request that is being answered, in bytes: pipelined requests wait in the kernel.
 const PIPELINE_READ_AHEAD: usize = 16 << 10;
 
+/// How long an answer is still prepared for a peer that has ended its side: it may have gone, or only
+/// have nothing more to say.
+const HALF_CLOSE_GRACE: Duration = Duration::from_secs(1);
+
 /// The slowest that a peer may be before its connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
@@ -125,6 +129,8 @@ pub struct ClientIo<Io> {
     reading: Progress,
     writing: Progress,
     head_deadline: Deadline,
+    /// When a request's body must have come whole.
+    body_deadline: Deadline,
     at_end: Cell<bool>,
 }
 
@@ -137,6 +143,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> ClientIo<Io> {
             reading: Progress::new(read_pace),
             writing: Progress::new(write_pace),
             head_deadline: Deadline::new(),
+            body_deadline: Deadline::new(),
             at_end: Cell::new(false),
         }
     }
@@ -179,33 +186,42 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> ClientIo<Io> {
         if let Poll::Ready(read) = self.poll_fill(cx) {
             return Poll::Ready(read);
         }
+        if self.body_deadline.poll_expired(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         let error = ready!(self.reading.poll_too_slow(cx));
         Poll::Ready(Err(error))
     }
 
-    pub fn start_reading_body(&self) {
+    /// A body begins, which must have come whole within `limit`.
+    pub fn start_reading_body(&self, limit: Duration) {
         self.reading.start();
+        self.body_deadline.set(Some(Instant::now() + limit));
     }
 
     pub fn stop_reading_body(&self) {
         self.reading.stop();
+        self.body_deadline.set(None);
     }
 
     /// Completes when the peer has gone. Pipelined requests are kept, up to a bound; beyond it nothing
     /// is read, and a peer that goes then is noticed by the next write.
     pub async fn gone(&self) {
-        poll_fn(|cx| {
+        let ended = poll_fn(|cx| {
             while !self.at_end.get() {
                 if self.inbox.borrow().len() >= PIPELINE_READ_AHEAD {
                     return Poll::Pending;
                 }
-                if ready!(self.poll_fill(cx)).is_err() {
-                    return Poll::Ready(());
+                if let Err(error) = ready!(self.poll_fill(cx)) {
+                    return Poll::Ready(Err(error));
                 }
             }
-            Poll::Ready(())
+            Poll::Ready(Ok(()))
         })
         .await;
+        if ended.is_ok() {
+            tokio::time::sleep(HALF_CLOSE_GRACE).await;
+        }
     }
 
     /// Puts bytes before whatever is written next, and sends what the socket takes of them at once.

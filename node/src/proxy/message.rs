@@ -20,7 +20,6 @@ use crate::origin::{Frame, RequestBody, RequestBodySource, ResponseBody, SourceF
 use crate::proxy::h1;
 use crate::proxy::multipart::Multipart;
 use crate::semantics::key::{self, Scheme};
-use crate::telemetry::OriginId;
 use crate::wire::{Framing, HeadError, RequestHead};
 
 /// Who is at the other end of a connection.
@@ -169,8 +168,7 @@ pub struct Report {
     pub client: Option<IpAddr>,
     pub referer: Option<HeaderValue>,
     pub user_agent: Option<HeaderValue>,
-    pub origin: Option<OriginId>,
-    pub origin_name: Option<Arc<str>>,
+    pub origin: Option<Arc<str>>,
     pub cache_status: Option<HeaderValue>,
     pub how: Option<How>,
     pub received: Option<Instant>,

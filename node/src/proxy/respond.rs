@@ -92,6 +92,7 @@ pub fn failed(failure: Failure, how: How) -> Delivered {
         Failure::BadGateway(_) => StatusCode::BAD_GATEWAY,
         Failure::GatewayTimeout(_) | Failure::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
         Failure::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
+        Failure::BadRequest(_) => StatusCode::BAD_REQUEST,
     };
     let detail = Some(failure.detail());
     made_up(status, How { detail, ..how })
@@ -308,7 +309,7 @@ impl Proxy {
             user_agent: report.user_agent.as_ref().map(HeaderValue::as_bytes),
             cache_status: report.cache_status.as_ref().map(HeaderValue::as_bytes),
             cache: result,
-            origin: report.origin_name.as_deref(),
+            origin: report.origin.as_deref(),
             first_byte,
             duration,
             complete,

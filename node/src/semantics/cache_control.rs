@@ -85,8 +85,8 @@ impl CacheControl {
     }
 
     /// What a response says to this node: `Caje-CDN-Cache-Control`, else `CDN-Cache-Control`, else
-    /// `Surrogate-Control`, else `Cache-Control` and `Pragma`. A targeted field that is empty or cannot
-    /// be parsed counts as absent (RFC 9213 §2.1).
+    /// `Surrogate-Control`, else `Cache-Control` and `Pragma`. A targeted field that is empty or
+    /// cannot be parsed counts as absent (RFC 9213 §2.1).
     pub fn of_response(response: &HeaderMap) -> CacheControl {
         for name in TARGETED {
             if let Some(directives) = targeted(response, &name) {
@@ -290,8 +290,9 @@ fn targeted(response: &HeaderMap, name: &HeaderName) -> Option<CacheControl> {
     Some(directives)
 }
 
-/// `Surrogate-Control` (W3C Edge Architecture 1.0): as `Cache-Control`, but each directive may name the
-/// surrogate that it is for, and a lifetime may say how much longer a stale response may be used.
+/// `Surrogate-Control` (W3C Edge Architecture 1.0): as `Cache-Control`, but each directive may name
+/// the surrogate that it is for, and a lifetime may say how much longer a stale response may be
+/// used.
 fn surrogate(response: &HeaderMap) -> Option<CacheControl> {
     let mut directives = CacheControl {
         present: true,

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Kept true here:
-//! - Time is an argument. A clock that steps makes no age negative and no response fresh for longer.
+//! - Time is an argument. A clock that steps makes no age negative and no response fresh for
+//!   longer.
 //! - What one user may not share with another is not stored: `private`, authorised, with a cookie.
 //! - Where a response contradicts itself or cannot be read, it is stale.
 
@@ -42,7 +43,8 @@ pub struct Rules {
     /// For responses that do not say it themselves.
     pub stale_if_error: Option<Duration>,
     pub serve_stale_when_unreachable: bool,
-    /// `Set-Cookie` does not make a response private (RFC 9111 §7.3), but few that have it are public.
+    /// `Set-Cookie` does not make a response private (RFC 9111 §7.3), but few that have it are
+    /// public.
     pub store_set_cookie: bool,
     /// Also without what RFC 9111 §3.5 asks for.
     pub store_authorized: bool,
@@ -140,8 +142,11 @@ pub struct Freshness {
     stale_if_error_secs: Option<u32>,
     /// Not to be used without validation, fresh or not.
     no_cache: bool,
-    /// Not to be used stale: `must-revalidate`, `proxy-revalidate` or `s-maxage` (RFC 9111 §4.2.4).
+    /// Not to be used stale: `must-revalidate` or `proxy-revalidate` (RFC 9111 §4.2.4).
     must_revalidate: bool,
+    /// The same by `s-maxage` (RFC 9111 §5.2.2.10), save within a window that the response itself
+    /// grants: who writes `s-maxage=1, stale-while-revalidate=59` means both.
+    revalidates_by_s_maxage: bool,
     /// The lifetime is the node's guess or setting.
     heuristic: bool,
 }
@@ -170,8 +175,8 @@ pub enum ErrorSituation {
 
 /// Whether a response to this request may be stored, and for how long it is then fresh.
 ///
-/// A 206 is judged by its caller as the 200 that it is a part of. Fields of the response are those that
-/// came, or those of a stored one that was updated by a 304 (RFC 9111 §3.2).
+/// A 206 is judged by its caller as the 200 that it is a part of. Fields of the response are those
+/// that came, or those of a stored one that was updated by a 304 (RFC 9111 §3.2).
 pub fn storable(
     method: &Method,
     request: &HeaderMap,
@@ -212,9 +217,8 @@ pub fn storable(
         stale_while_revalidate_secs: directives.stale_while_revalidate,
         stale_if_error_secs: directives.stale_if_error,
         no_cache: directives.no_cache,
-        must_revalidate: directives.must_revalidate
-            || directives.proxy_revalidate
-            || directives.s_maxage.is_some(),
+        must_revalidate: directives.must_revalidate || directives.proxy_revalidate,
+        revalidates_by_s_maxage: directives.s_maxage.is_some(),
         heuristic,
     };
     let windows = [directives.stale_while_revalidate, directives.stale_if_error];
@@ -366,12 +370,15 @@ impl Freshness {
             return Decision::Fresh;
         }
         let must_validate = refused || self.must_revalidate || client.min_fresh.is_some();
-        if !must_validate && client.max_stale.is_some_and(|secs| -ttl <= i64::from(secs)) {
+        let implied = self.revalidates_by_s_maxage;
+        if !must_validate && !implied && client.max_stale.is_some_and(|secs| -ttl <= i64::from(secs)) {
             return Decision::StaleAllowed;
         }
         let own = self.stale_while_revalidate_secs;
         // What never was fresh is to be validated each time, unless its origin says otherwise.
-        let rule = rules.stale_while_revalidate.filter(|_| self.lifetime_secs > 0);
+        let rule = rules
+            .stale_while_revalidate
+            .filter(|_| self.lifetime_secs > 0 && !implied);
         if !must_validate && self.within(own, rule, now) {
             return Decision::StaleWhileRevalidate;
         }
@@ -390,7 +397,8 @@ impl Freshness {
         rules: &Rules,
         now: SystemTime,
     ) -> bool {
-        if self.no_cache || (self.must_revalidate && !self.is_fresh(now)) {
+        let implied = self.revalidates_by_s_maxage && self.stale_if_error_secs.is_none();
+        if self.no_cache || ((self.must_revalidate || implied) && !self.is_fresh(now)) {
             return false;
         }
         let unbounded = situation == ErrorSituation::Unreachable
@@ -430,8 +438,8 @@ enum Age {
 }
 
 impl Age {
-    /// RFC 9111 §5.1. Of a list, its first member. Otherwise what is no number on one line makes the
-    /// response stale: it has been in a cache, and it is unknown for how long.
+    /// RFC 9111 §5.1. Of a list, its first member. Otherwise what is no number on one line makes
+    /// the response stale: it has been in a cache, and it is unknown for how long.
     fn of(response: &HeaderMap) -> Age {
         let mut lines = response.get_all(header::AGE).iter();
         let Some(line) = lines.next() else {
@@ -459,9 +467,9 @@ impl Age {
     }
 }
 
-/// Statuses that are kept without an explicit lifetime. RFC 9110 §15.1 also has 206, which is judged as
-/// what it is a part of, and 405, 414 and 501, which a client can provoke for everybody's URL: those
-/// take an explicit lifetime.
+/// Statuses that are kept without an explicit lifetime. RFC 9110 §15.1 also has 206, which is
+/// judged as what it is a part of, and 405, 414 and 501, which a client can provoke for everybody's
+/// URL: those take an explicit lifetime.
 pub fn is_heuristically_cacheable(status: StatusCode) -> bool {
     matches!(
         status.as_u16(),
@@ -533,8 +541,8 @@ pub fn invalidates(method: &Method, status: StatusCode) -> bool {
     (status.is_success() || status.is_redirection()) && !SAFE.contains(&method.as_str())
 }
 
-/// What else such a response outdates: `Location` and `Content-Location`, if they are of the request's
-/// own origin (RFC 9111 §4.4). As authority and target of a cache key.
+/// What else such a response outdates: `Location` and `Content-Location`, if they are of the
+/// request's own origin (RFC 9111 §4.4). As authority and target of a cache key.
 pub fn invalidation_targets(
     scheme: Scheme,
     authority: &str,
@@ -933,7 +941,7 @@ mod tests {
             (
                 200,
                 "cache-control: s-maxage=0, stale-if-error=9",
-                Err(NotReusable),
+                Ok(0),
             ),
         ] {
             let found = store("", status, response, &Rules::default());
@@ -1187,15 +1195,22 @@ mod tests {
                 Validate,
             ),
             ("max-age=0", 0, "", &swr, Validate),
-            ("max-age=0, stale-while-revalidate=1", 0, "", &swr, StaleWhileRevalidate),
+            (
+                "max-age=0, stale-while-revalidate=1",
+                0,
+                "",
+                &swr,
+                StaleWhileRevalidate,
+            ),
             ("max-age=60, must-revalidate", 60, "", &swr, Validate),
             (
                 "s-maxage=60, stale-while-revalidate=10",
                 60,
                 "",
                 &swr,
-                Validate,
+                StaleWhileRevalidate,
             ),
+            ("s-maxage=60", 60, "", &swr, Validate),
             ("max-age=60, no-cache", 60, "", &swr, Validate),
             ("max-age=60", 0, "no-cache", &deaf, Fresh),
             ("max-age=60", 0, "max-age=0, only-if-cached", &deaf, Fresh),

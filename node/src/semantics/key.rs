@@ -5,9 +5,9 @@
 //! u8                         u32 little-endian  lower case     u32 LE          exact bytes
 //! ```
 //!
-//! Kept true here: two requests share a key only if all three parts are equal. No part is decoded, and
-//! parts are length-prefixed, so that none can reach into another. The whole key is compared, not its
-//! hash alone.
+//! Kept true here: two requests share a key only if all three parts are equal. No part is decoded,
+//! and parts are length-prefixed, so that none can reach into another. The whole key is compared,
+//! not its hash alone.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -178,7 +178,8 @@ pub enum BadAuthority {
 
 /// The authority in its one form: lower case, IPv6 by RFC 5952, no empty or default port.
 ///
-/// Strict about RFC 3986 §3.2: host names are a reg-name, user information is refused (RFC 9110 §4.2.4).
+/// Strict about RFC 3986 §3.2: host names are a reg-name, user information is refused (RFC 9110
+/// §4.2.4).
 pub fn normalize_authority(authority: &[u8], scheme: Scheme) -> Result<Box<str>, BadAuthority> {
     if authority.contains(&b'@') {
         return Err(BadAuthority::UserInformation);

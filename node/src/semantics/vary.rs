@@ -1,6 +1,7 @@
 //! Which stored response of a resource a request selects (RFC 9111 §4.1).
 //!
-//! A [`VarySpec`] says which request fields an origin looked at; a [`VariantKey`] holds what they were:
+//! A [`VarySpec`] says which request fields an origin looked at; a [`VariantKey`] holds what they
+//! were:
 //!
 //! ```text
 //! for each field, by name:   0                          the request did not have it
@@ -9,8 +10,8 @@
 //!
 //! Kept true here:
 //! - Absent and empty differ, and no value can reach into another.
-//! - Values count as equal only where the field's syntax says so: blanks around the commas of a list,
-//!   lines of one list, case and order in `Accept-Encoding` and `Accept-Language`.
+//! - Values count as equal only where the field's syntax says so: blanks around the commas of a
+//!   list, lines of one list, case and order in `Accept-Encoding` and `Accept-Language`.
 //! - What a client says in a field that the node writes itself never selects a variant.
 //! - Comparing does not allocate.
 
@@ -29,7 +30,8 @@ const KEYED: [&str; 6] = [
     "cdn-loop",
 ];
 
-/// Fields in which the node tells a client's address. A response that depends on it is for one client.
+/// Fields in which the node tells a client's address. A response that depends on it is for one
+/// client.
 const CLIENT_ADDRESS: [&str; 3] = ["x-forwarded-for", "forwarded", "x-real-ip"];
 
 /// Fields with one value in which a comma separates nothing: compared byte for byte.
@@ -88,7 +90,8 @@ impl VarySpec {
         }
     }
 
-    /// Whether no request selects the response without validation: `*`, or what only one client sends.
+    /// Whether no request selects the response without validation: `*`, or what only one client
+    /// sends.
     pub fn is_any(&self) -> bool {
         self.any
     }
@@ -121,8 +124,8 @@ impl VarySpec {
         VariantKey(key.into_boxed_slice())
     }
 
-    /// Whether these request fields name that variant: as `key_for(request) == *variant`, but without
-    /// allocating, and never for `*`.
+    /// Whether these request fields name that variant: as `key_for(request) == *variant`, but
+    /// without allocating, and never for `*`.
     pub fn matches(&self, variant: &VariantKey, request: &HeaderMap) -> bool {
         if self.any {
             return false;
@@ -264,7 +267,8 @@ fn folded(member: &[u8]) -> impl Iterator<Item = u8> + '_ {
     solid.map(u8::to_ascii_lowercase)
 }
 
-/// The members of a list, without the blanks around them; commas in quoted strings separate nothing.
+/// The members of a list, without the blanks around them; commas in quoted strings separate
+/// nothing.
 struct Members<'a>(&'a [u8]);
 
 impl<'a> Iterator for Members<'a> {
