@@ -58,8 +58,11 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
 fn show(mut stage: Stage, screen: &Screen, stop: &Stop) -> anyhow::Result<()> {
     screen.introduce(&stage);
     let mut lines = screen.live();
-    while !stop.wait(screen::REFRESH) {
+    loop {
         lines.show(&mut stage);
+        if stop.wait(screen::REFRESH) {
+            break;
+        }
     }
     lines.finish();
     let kept = stage.kept();

@@ -144,6 +144,16 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_shows_a_good_file() {
+        let readme = include_str!("../../../README.md");
+        let (_, rest) = readme.split_once("```toml\n").unwrap();
+        let (text, _) = rest.split_once("```").unwrap();
+        let environment = Environment::of_process();
+        let config = Config::parse(text, "README.md".as_ref(), &environment).unwrap();
+        assert_eq!(config.origins.len(), 2);
+    }
+
+    #[test]
     fn the_doctor_needs_no_file() {
         assert!(Config::for_doctor().origins.is_empty());
     }

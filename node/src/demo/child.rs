@@ -93,11 +93,19 @@ impl Child {
                 }
                 Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("{} is not ready after {START_LIMIT:?}{}", self.name, self.last_words())
+                    bail!(
+                        "{} is not ready after {START_LIMIT:?}{}",
+                        self.name,
+                        self.last_words()
+                    )
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     let status = self.process.wait().context("waiting for a child")?;
-                    bail!("{} ended at once ({status}){}", self.name, self.last_words())
+                    bail!(
+                        "{} ended at once ({status}){}",
+                        self.name,
+                        self.last_words()
+                    )
                 }
             }
         }
@@ -123,7 +131,11 @@ impl Child {
                 Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("{} did not end in {END_LIMIT:?}{}", self.name, self.last_words())
+                    bail!(
+                        "{} did not end in {END_LIMIT:?}{}",
+                        self.name,
+                        self.last_words()
+                    )
                 }
             }
         }
@@ -137,8 +149,8 @@ impl Child {
         Ok(())
     }
 
-    /// The end of the child's log, for a message about it.
-    fn last_words(&self) -> String {
+    /// The end of the child's log, for a message about it: indented, each line behind a line break.
+    pub fn last_words(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         let shown = &lines[lines.len().saturating_sub(SHOWN_LINES)..];
@@ -165,13 +177,11 @@ pub async fn parent_gone(watched: bool) {
         return std::future::pending().await;
     }
     let (tell, told) = tokio::sync::oneshot::channel::<()>();
-    let reader = thread::Builder::new()
-        .name("parent".into())
-        .spawn(move || {
-            // An input that cannot be read is as good as ended.
-            let _ = io::copy(&mut io::stdin(), &mut io::sink());
-            drop(tell);
-        });
+    let reader = thread::Builder::new().name("parent".into()).spawn(move || {
+        // An input that cannot be read is as good as ended.
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        drop(tell);
+    });
     if reader.is_ok() {
         // Nothing is ever sent: the sender's end is the message.
         let _ = told.await;

@@ -166,7 +166,10 @@ impl Incoming {
                         break;
                     }
                     body.extend(self.wire.take(size)?);
-                    ensure!(self.wire.line()?.is_empty(), "a chunk goes on behind its end");
+                    ensure!(
+                        self.wire.line()?.is_empty(),
+                        "a chunk goes on behind its end"
+                    );
                 }
                 body
             }
@@ -207,7 +210,10 @@ impl Wire {
                 self.buffer.drain(..length);
                 return Ok(head);
             }
-            ensure!(self.buffer.len() < MAX_HEAD_BYTES, "the head of an answer does not end");
+            ensure!(
+                self.buffer.len() < MAX_HEAD_BYTES,
+                "the head of an answer does not end"
+            );
             ensure!(self.receive()? > 0, "the connection ended before an answer");
         }
     }
@@ -227,7 +233,10 @@ impl Wire {
     fn take(&mut self, count: usize) -> anyhow::Result<Vec<u8>> {
         while self.buffer.len() < count {
             let have = self.buffer.len();
-            ensure!(self.receive()? > 0, "the body ended after {have} of {count} bytes");
+            ensure!(
+                self.receive()? > 0,
+                "the body ended after {have} of {count} bytes"
+            );
         }
         let left = self.buffer.split_off(count);
         Ok(std::mem::replace(&mut self.buffer, left))

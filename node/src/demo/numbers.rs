@@ -21,7 +21,11 @@ struct Sample {
 impl Numbers {
     pub fn of(client: &Client, admin: SocketAddr) -> anyhow::Result<Numbers> {
         let answer = client.get(admin, "/metrics")?;
-        ensure!(answer.head.status == 200, "/metrics answers {}", answer.head.status);
+        ensure!(
+            answer.head.status == 200,
+            "/metrics answers {}",
+            answer.head.status
+        );
         Ok(Numbers::parse(&String::from_utf8(answer.body)?))
     }
 
@@ -81,7 +85,11 @@ impl Counts {
     pub fn of(client: &Client, origin: SocketAddr, target: &str) -> anyhow::Result<Counts> {
         let path = escaped(target);
         let answer = client.get(origin, &format!("/_count?path={path}"))?;
-        ensure!(answer.head.status == 200, "/_count answers {}", answer.head.status);
+        ensure!(
+            answer.head.status == 200,
+            "/_count answers {}",
+            answer.head.status
+        );
         Ok(Counts(String::from_utf8(answer.body)?))
     }
 

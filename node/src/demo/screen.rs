@@ -136,8 +136,8 @@ impl Screen {
             "Miss, then hit. Run it twice:",
             &[format!("curl -sD- -o /dev/null {lhr}/bytes/64k/hello")],
             &[
-                "Cache-Status: \"caje/lhr\"; fwd=uri-miss; fwd-status=200; stored",
-                "the second time: \"caje/lhr\"; hit; ttl=3590, and Age",
+                "Cache-Status: \"caje/lhr\"; fwd=uri-miss; fwd-status=200; ttl=3600; stored",
+                "the second time: \"caje/lhr\"; hit; ttl=3590, and an Age",
             ],
         );
         example(
@@ -148,7 +148,9 @@ impl Screen {
         example(
             "Three clients, one body that takes ten seconds: the origin is asked once.",
             &[
-                format!("for i in 1 2 3; do curl -s '{ewr}/bytes/10m?throttle=1m' | cksum & done; wait"),
+                format!(
+                    "for i in 1 2 3; do curl -s '{ewr}/bytes/10m?throttle=1m' | cksum & done; wait"
+                ),
                 format!("curl -s {origin}/_count?path=/bytes/10m"),
             ],
             &["three equal sums, \"requests\":1"],
@@ -166,7 +168,7 @@ impl Screen {
             &[format!(
                 "curl -sD- -o /dev/null '{cdg}/bytes/1k/news?delay=2000&cc=max-age=5,stale-while-revalidate=600'"
             )],
-            &["after 5 s: hit with a ttl below 0, at once; the answer after it is fresh again"],
+            &["after 5 s: hit, with a ttl below 0, at once; 2 s later it is fresh again"],
         );
         example(
             "Video: a live HLS playlist that moves on every two seconds (also /hls/vod/master.m3u8).",

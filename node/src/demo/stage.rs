@@ -1,15 +1,16 @@
 //! What the demo plays with: an origin, three nodes, and a folder for what they keep.
 //!
 //! ```text
-//! FOLDER/origin.log
-//! FOLDER/lhr/caje.toml    written at each start; read again by the node when somebody edits it
-//!           /node.log     what the node has to say
-//!           /access.log
-//!           /cache/       segment files and index
+//! FOLDER/lock                 held while a demo runs in a folder that stays
+//!        origin.log
+//!        lhr/caje.toml        written at each start; the node reads it again when somebody edits it
+//!            node.log         what the node has to say
+//!            access.log
+//!            cache/           segment files and index
 //! ```
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
@@ -54,9 +55,8 @@ impl Stage {
     /// Starts everything. Returns when all of it serves.
     pub fn set(keep: Option<&Path>, stop: &Stop) -> anyhow::Result<Stage> {
         let folder = Folder::new(keep)?;
-        let (origin_child, origin) = on_free_ports(|free| {
-            start_origin(&folder, loopback(free.port(ORIGIN_PORT)), stop)
-        })?;
+        let (origin_child, origin) =
+            on_free_ports(|free| start_origin(&folder, loopback(free.port(ORIGIN_PORT)), stop))?;
         let mut stage = Stage {
             client: Client::new(stop.clone()),
             origin,
@@ -118,6 +118,15 @@ impl Stage {
         Ok(())
     }
 
+    /// The end of each node's log, for whoever has to find out what went wrong.
+    pub fn last_words(&self) -> String {
+        let words = self.nodes.iter().filter_map(|node| {
+            let words = node.child.as_ref()?.last_words();
+            (!words.is_empty()).then(|| format!("  the log of {} ends with{words}\n", node.region))
+        });
+        words.collect()
+    }
+
     /// Ends everything in order: nodes finish what they do and flush their index. Fails when one of
     /// them does not end well; all the others have ended then too.
     pub fn end(mut self) -> anyhow::Result<()> {
@@ -129,7 +138,10 @@ impl Stage {
                 result = result.and(child.end());
             }
         }
-        if let Some(origin) = self.origin_child.take() {
+        // The origin may have been killed, to see what the nodes do then.
+        if let Some(mut origin) = self.origin_child.take()
+            && origin.ended().is_none()
+        {
             result = result.and(origin.end());
         }
         result
@@ -274,6 +286,8 @@ fn loopback(port: u16) -> SocketAddr {
 struct Folder {
     path: PathBuf,
     stays: bool,
+    /// One demo at a time; the settings that it writes are its own.
+    _lock: Option<File>,
 }
 
 impl Folder {
@@ -282,7 +296,17 @@ impl Folder {
             Some(path) => {
                 fs::create_dir_all(path).with_context(|| format!("creating {}", path.display()))?;
                 let path = path.canonicalize().context("finding the folder to keep")?;
-                Ok(Folder { path, stays: true })
+                let lock = path.join("lock");
+                let lock =
+                    File::create(&lock).with_context(|| format!("writing {}", lock.display()))?;
+                if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+                    anyhow::bail!("another demo runs in {}", path.display());
+                }
+                Ok(Folder {
+                    path,
+                    stays: true,
+                    _lock: Some(lock),
+                })
             }
             None => Folder::temporary(),
         }
@@ -293,7 +317,13 @@ impl Folder {
         for number in 0..MAX_FOLDERS {
             let path = place.join(format!("caje-demo-{}-{number}", std::process::id()));
             match DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => return Ok(Folder { path, stays: false }),
+                Ok(()) => {
+                    return Ok(Folder {
+                        path,
+                        stays: false,
+                        _lock: None,
+                    });
+                }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => {
                     return Err(error).with_context(|| format!("creating {}", path.display()));

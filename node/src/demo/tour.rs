@@ -44,15 +44,18 @@ pub fn play(stage: Stage, screen: &Screen, stop: &Stop) -> anyhow::Result<()> {
                 lines.for_each(|line| screen.note(line));
             }
             Err(error) => {
-                screen.cross(name);
+                if !stop.is_set() {
+                    screen.cross(name);
+                    screen.say(&tour.stage.last_words());
+                }
                 return Err(error.context(format!("the tour's step `{name}`")));
             }
         }
     }
-    let seen = tour.sums()?;
     tour.stage.end().context("ending the nodes")?;
     let took = began.elapsed().as_secs_f64();
-    screen.tick("end", &format!("{seen}; all drained and ended, after {took:.1} s"));
+    let seen = format!("all three nodes drained and ended well; {took:.1} s in all");
+    screen.tick("end", &seen);
     Ok(())
 }
 
@@ -106,7 +109,8 @@ impl Tour {
     }
 
     fn send(&self, region: &str, target: &Target) -> anyhow::Result<super::client::Sent> {
-        self.client.send("GET", self.node(region)?, &target.text, &[])
+        self.client
+            .send("GET", self.node(region)?, &target.text, &[])
     }
 
     fn counts(&self, target: &str) -> anyhow::Result<Counts> {
@@ -134,7 +138,11 @@ impl Tour {
     fn gate(&self, order: &str, name: &str) -> anyhow::Result<()> {
         let path = format!("/_gate/{order}?name={name}");
         let answer = self.client.post(self.stage.origin, &path)?;
-        ensure!(answer.head.status == 200, "{path} answers {}", answer.head.status);
+        ensure!(
+            answer.head.status == 200,
+            "{path} answers {}",
+            answer.head.status
+        );
         Ok(())
     }
 
@@ -151,19 +159,15 @@ impl Tour {
         })
     }
 
-    fn numbers(&self, region: &str) -> anyhow::Result<Numbers> {
-        Numbers::of(&self.client, self.stage.node(region)?.admin)
+    /// Waits until no fill is in flight: what comes now is no part of one.
+    fn settle(&self, region: &str) -> anyhow::Result<()> {
+        self.stop.until("all fills to end", PATIENCE, || {
+            Ok((self.numbers(region)?.total("caje_fills") == 0).then_some(()))
+        })
     }
 
-    /// What all nodes have counted.
-    fn sums(&self) -> anyhow::Result<String> {
-        let (mut requests, mut origin) = (0, 0);
-        for node in &self.stage.nodes {
-            let numbers = Numbers::of(&self.client, node.admin)?;
-            requests += numbers.requests();
-            origin += numbers.origin_requests();
-        }
-        Ok(format!("{requests} requests since, {origin} to the origin"))
+    fn numbers(&self, region: &str) -> anyhow::Result<Numbers> {
+        Numbers::of(&self.client, self.stage.node(region)?.admin)
     }
 }
 
@@ -175,7 +179,7 @@ fn miss(tour: &mut Tour) -> anyhow::Result<String> {
     status.expect("\"caje/lhr\"; fwd=uri-miss; fwd-status=200; stored")?;
     tour.expect_count(&target.text, "requests", 1)?;
     Ok(format!(
-        "64 KiB of the origin's, through lhr and into its store\n{}",
+        "64 KiB from the origin, through lhr and into its store\n{}",
         status.0
     ))
 }
@@ -183,11 +187,15 @@ fn miss(tour: &mut Tour) -> anyhow::Result<String> {
 /// Asked for again: the origin is left alone. So it is when a client has the bytes already.
 fn hit(tour: &mut Tour) -> anyhow::Result<String> {
     let target = tour.target(64 * KIB, "hello", "");
+    tour.settle("lhr")?;
     let head = tour.get_whole("lhr", &target)?;
     let status = CacheStatus::of(&head)?;
     status.expect("\"caje/lhr\"; hit")?;
     let ttl = status.ttl()?;
-    ensure!((3500..=3600).contains(&ttl), "an hour of freshness became {ttl} s");
+    ensure!(
+        (3500..=3600).contains(&ttl),
+        "an hour of freshness became {ttl} s"
+    );
     ensure!(head.field("age").is_some(), "a hit without Age");
     let etag = head.field("etag").context("the answer has no ETag")?;
     let fields = [("If-None-Match", etag)];
@@ -220,10 +228,11 @@ fn collapsed(tour: &mut Tour) -> anyhow::Result<String> {
     for _ in 0..2 {
         clients.push(tour.send("lhr", &target)?);
     }
-    tour.stop.until("two requests to join the fill", PATIENCE, || {
-        let joined = tour.numbers("lhr")?.total("caje_fills_joined_total");
-        Ok((joined >= joined_before + 2).then_some(()))
-    })?;
+    tour.stop
+        .until("two requests to join the fill", PATIENCE, || {
+            let joined = tour.numbers("lhr")?.total("caje_fills_joined_total");
+            Ok((joined >= joined_before + 2).then_some(()))
+        })?;
     tour.gate("open", &head_gate)?;
 
     let mut readers = Vec::new();
@@ -251,14 +260,20 @@ fn collapsed(tour: &mut Tour) -> anyhow::Result<String> {
     tour.expect_count(&target.text, "requests", 1)?;
     let joined = joined.context("nobody joined")?;
     Ok(format!(
-        "5 clients, 1 origin request; each had the first half while the origin held the second\n{}",
+        "5 clients, 1 origin request; each had half of it while the origin held the rest\n{}",
         joined.0
     ))
 }
 
 fn first_half(mut incoming: Incoming, target: &Target, half: usize) -> anyhow::Result<Incoming> {
-    ensure!(incoming.head.status == 200, "status {}", incoming.head.status);
-    let bytes = incoming.take(half).context("the first half, while the origin holds the second")?;
+    ensure!(
+        incoming.head.status == 200,
+        "status {}",
+        incoming.head.status
+    );
+    let bytes = incoming
+        .take(half)
+        .context("the first half, while the origin holds the second")?;
     verify(&target.path, 0..half as u64, &bytes)?;
     Ok(incoming)
 }
@@ -273,6 +288,7 @@ fn range(tour: &mut Tour) -> anyhow::Result<String> {
     let status = CacheStatus::of(&head)?;
     status.expect("\"caje/ewr\"; fwd=uri-miss; fwd-status=206; stored")?;
     tour.wait_finished(&target.text, 1)?;
+    tour.settle("ewr")?;
     tour.expect_count(&target.text, "range", 1)?;
     tour.expect_count(&target.text, "bytes", BLOCK)?;
 
@@ -286,7 +302,7 @@ fn range(tour: &mut Tour) -> anyhow::Result<String> {
     tour.wait_finished(&target.text, 2)?;
     tour.expect_count(&target.text, "bytes", 2 * BLOCK)?;
     Ok(format!(
-        "64 KiB at 900 MB of an absent GiB: the origin sent one block of 256 KiB; its neighbour when it was needed\n{}",
+        "64 KiB at 900 MB of an absent 1 GiB: one block of 256 KiB was fetched\n{}",
         status.0
     ))
 }
@@ -299,10 +315,17 @@ impl Tour {
         let fields = [("Range", wanted.as_str())];
         let answer = self.client.get_with(node, &target.text, &fields)?;
         let head = answer.head;
-        ensure!(head.status == 206, "{wanted} is answered with {}", head.status);
+        ensure!(
+            head.status == 206,
+            "{wanted} is answered with {}",
+            head.status
+        );
         let expected = format!("bytes {from}-{last}/{}", target.size);
         let found = head.field("content-range").unwrap_or("nothing");
-        ensure!(found == expected, "{wanted} is answered with Content-Range: {found}");
+        ensure!(
+            found == expected,
+            "{wanted} is answered with Content-Range: {found}"
+        );
         verify(&target.path, span, &answer.body)?;
         Ok(head)
     }
@@ -316,6 +339,7 @@ fn stale_while_revalidate(tour: &mut Tour) -> anyhow::Result<String> {
     let target = tour.target(4 * KIB, "news", &options);
     tour.gate("one", &gate)?;
     tour.get_whole("lhr", &target)?;
+    tour.settle("lhr")?;
     // Old enough once a request sends the node to the origin, where the gate now holds the answer.
     tour.stop.until("a validation", PATIENCE, || {
         let status = CacheStatus::of(&tour.get_whole("lhr", &target)?)?;
@@ -335,7 +359,7 @@ fn stale_while_revalidate(tour: &mut Tour) -> anyhow::Result<String> {
     let confirmed = tour.counts(&target.text)?.get("not_modified")?;
     ensure!(confirmed >= 1, "the origin has answered no 304");
     Ok(format!(
-        "past its second: served at once, while the origin was still thinking; then confirmed by a 304\n{}  then  {}",
+        "stale: served at once while the origin was still thinking; a 304 made it fresh\n{}  then  {}",
         stale.0, fresh.0
     ))
 }
@@ -345,6 +369,7 @@ fn stale_while_revalidate(tour: &mut Tour) -> anyhow::Result<String> {
 fn stale(tour: &mut Tour) -> anyhow::Result<String> {
     let target = tour.target(32 * KIB, "old", "&cc=max-age=1");
     tour.get_whole("lhr", &target)?;
+    tour.settle("lhr")?;
     tour.stage.crash_origin();
     let stale = tour.stop.until("a stale answer", PATIENCE, || {
         let status = CacheStatus::of(&tour.get_whole("lhr", &target)?)?;
@@ -356,18 +381,25 @@ fn stale(tour: &mut Tour) -> anyhow::Result<String> {
     let absent = tour.target(KIB, "never-seen", "");
     let answer = tour.get("lhr", &absent)?;
     let refused = CacheStatus::of(&answer.head)?;
-    ensure!(answer.head.status == 502, "status {}: {}", answer.head.status, refused.0);
+    ensure!(
+        answer.head.status == 502,
+        "status {}: {}",
+        answer.head.status,
+        refused.0
+    );
     refused.expect("\"caje/lhr\"; fwd=uri-miss")?;
     ensure!(refused.has("detail"), "`{}` does not say why", refused.0);
 
-    tour.stage.start_origin().context("starting the origin again")?;
+    tour.stage
+        .start_origin()
+        .context("starting the origin again")?;
     tour.stop.until("a fresh answer", PATIENCE, || {
         let status = CacheStatus::of(&tour.get_whole("lhr", &target)?)?;
         Ok(status.has("fwd-status").then_some(()))
     })?;
     tour.get_whole("lhr", &absent)?;
     Ok(format!(
-        "the origin was killed: stored bodies served on, 502 for others; then it came back\n{}  and  {}",
+        "origin killed: what is stored is served, the rest is 502; then it came back\n{}  and  {}",
         stale.0, refused.0
     ))
 }
@@ -381,7 +413,7 @@ fn restart(tour: &mut Tour) -> anyhow::Result<String> {
     // The origin was started after the tour's first step, and has not heard of this URL since.
     tour.expect_count(&target.text, "requests", 0)?;
     Ok(format!(
-        "lhr was drained and started again: it has what it had\n{}",
+        "lhr was drained and started again: it still has the first step's body\n{}",
         status.0
     ))
 }
@@ -392,13 +424,18 @@ fn live(tour: &mut Tour) -> anyhow::Result<String> {
     let node = tour.node("cdg")?;
     let show = "/hls/manual";
     let mark = format!("?tour={}", tour.number);
-    let master = tour.client.get(node, &format!("{show}/master.m3u8{mark}"))?;
+    let master = tour
+        .client
+        .get(node, &format!("{show}/master.m3u8{mark}"))?;
     let variant = playlist_lines(&master)?
         .into_iter()
         .next()
         .context("the presentation has no variants")?;
     let index = format!("{show}/{variant}");
-    let folder = index.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned();
+    let folder = index
+        .rsplit_once('/')
+        .map_or("", |(folder, _)| folder)
+        .to_owned();
 
     let mut played: Vec<String> = Vec::new();
     let mut bytes = 0;
@@ -406,14 +443,22 @@ fn live(tour: &mut Tour) -> anyhow::Result<String> {
         if moves > 0 {
             let path = format!("{show}/_tick?n={moves}");
             let moved = tour.client.post(tour.stage.origin, &path)?;
-            ensure!(moved.head.status == 200, "{path} answers {}", moved.head.status);
+            ensure!(
+                moved.head.status == 200,
+                "{path} answers {}",
+                moved.head.status
+            );
         }
         // The origin's own word, past all caches.
         let truth = tour.client.get(tour.stage.origin, &index)?;
         let what = "the live playlist to move on";
         let playlist = tour.stop.until(what, PATIENCE, || {
             let answer = tour.client.get(node, &format!("{index}{mark}"))?;
-            ensure!(answer.head.status == 200, "{index}: status {}", answer.head.status);
+            ensure!(
+                answer.head.status == 200,
+                "{index}: status {}",
+                answer.head.status
+            );
             Ok((answer.body == truth.body).then_some(answer))
         })?;
         for name in playlist_lines(&playlist)? {
@@ -426,7 +471,11 @@ fn live(tour: &mut Tour) -> anyhow::Result<String> {
                 let answer = tour.client.get(node, &segment)?;
                 let expected = slow_server::hls_body(&path);
                 let expected = expected.with_context(|| format!("{path} is no segment"))?;
-                ensure!(answer.head.status == 200, "{path}: status {}", answer.head.status);
+                ensure!(
+                    answer.head.status == 200,
+                    "{path}: status {}",
+                    answer.head.status
+                );
                 ensure!(answer.body == expected, "{path} is not what the origin has");
                 let status = CacheStatus::of(&answer.head)?;
                 match player {
@@ -443,9 +492,13 @@ fn live(tour: &mut Tour) -> anyhow::Result<String> {
             played.push(path);
         }
     }
-    ensure!(played.len() == 8, "{} segments in three windows of five", played.len());
+    ensure!(
+        played.len() == 8,
+        "{} segments in three windows of five",
+        played.len()
+    );
     Ok(format!(
-        "HLS: 2 players, {} segments each, {} KiB, the playlist moved on twice; each segment left the origin once",
+        "HLS, 2 players: {} segments each, {} KiB; each segment left the origin once\nthe playlist moved on twice, and the node's copy with it",
         played.len(),
         bytes / KIB
     ))
@@ -453,12 +506,21 @@ fn live(tour: &mut Tour) -> anyhow::Result<String> {
 
 /// The lines of a playlist that name something.
 fn playlist_lines(answer: &Answer) -> anyhow::Result<Vec<String>> {
-    ensure!(answer.head.status == 200, "a playlist: status {}", answer.head.status);
+    ensure!(
+        answer.head.status == 200,
+        "a playlist: status {}",
+        answer.head.status
+    );
     let kind = answer.head.field("content-type").unwrap_or_default();
-    ensure!(kind == "application/vnd.apple.mpegurl", "a playlist of type `{kind}`");
+    ensure!(
+        kind == "application/vnd.apple.mpegurl",
+        "a playlist of type `{kind}`"
+    );
     let text = std::str::from_utf8(&answer.body).context("reading a playlist")?;
     ensure!(text.starts_with("#EXTM3U\n"), "no playlist: {text}");
-    let names = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let names = text
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'));
     Ok(names.map(str::to_owned).collect())
 }
 
@@ -466,7 +528,10 @@ fn playlist_lines(answer: &Answer) -> anyhow::Result<Vec<String>> {
 fn whole(answer: &Answer, target: &Target) -> anyhow::Result<()> {
     let status = answer.head.status;
     if status != 200 {
-        let why = answer.head.field("cache-status").unwrap_or("no Cache-Status");
+        let why = answer
+            .head
+            .field("cache-status")
+            .unwrap_or("no Cache-Status");
         bail!("{}: status {status} ({why})", target.text);
     }
     verify(&target.path, 0..target.size, &answer.body)
@@ -491,7 +556,9 @@ struct CacheStatus(String);
 
 impl CacheStatus {
     fn of(head: &Head) -> anyhow::Result<CacheStatus> {
-        let text = head.field("cache-status").context("an answer without Cache-Status")?;
+        let text = head
+            .field("cache-status")
+            .context("an answer without Cache-Status")?;
         Ok(CacheStatus(text.to_owned()))
     }
 
@@ -506,7 +573,9 @@ impl CacheStatus {
     }
 
     fn ttl(&self) -> anyhow::Result<i64> {
-        let found = self.parameters().find_map(|parameter| parameter.strip_prefix("ttl="));
+        let found = self
+            .parameters()
+            .find_map(|parameter| parameter.strip_prefix("ttl="));
         let digits = found.with_context(|| format!("`{}` has no ttl", self.0))?;
         digits.parse().context("reading a ttl")
     }

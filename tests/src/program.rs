@@ -1,0 +1,116 @@
+//! The real binary, as a process of its own.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout};
+
+use crate::client::Ask;
+use crate::within;
+
+/// A running `caje-node`. Dropping it kills it.
+pub struct Program {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    address: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Program {
+    /// Where the binary is. It is built on first use: testing this package does not build another's binaries.
+    pub fn path() -> PathBuf {
+        static PATH: OnceLock<PathBuf> = OnceLock::new();
+        PATH.get_or_init(build).clone()
+    }
+
+    /// Starts it and waits for the lines that say where it listens.
+    pub async fn start(arguments: &[&str]) -> Program {
+        let path = tokio::task::spawn_blocking(Program::path).await.expect("a build");
+        let mut child = tokio::process::Command::new(path)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("start caje-node");
+        let stdout = child.stdout.take().expect("a pipe");
+        let mut lines = BufReader::new(stdout).lines();
+        let address = announced(&mut lines, "listening http://").await;
+        let admin = announced(&mut lines, "admin http://").await;
+        Program { child, lines, address, admin }
+    }
+
+    pub fn get(&self, target: &str) -> Ask {
+        Ask::new(self.address, "GET", target)
+    }
+
+    pub fn admin(&self, target: &str) -> Ask {
+        Ask::new(self.admin, "GET", target)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let id = self.child.id().expect("a running process");
+        kill(Pid::from_raw(id as i32), signal).expect("send a signal");
+    }
+
+    /// kill -9, and waits for the end.
+    pub async fn kill(mut self) {
+        self.child.kill().await.expect("kill a process");
+    }
+
+    /// Waits for it to end by itself; its exit code.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let status = within("a process to end", self.child.wait()).await;
+        status.expect("wait for a process").code()
+    }
+
+    /// The next line of its standard output.
+    pub async fn line(&mut self) -> String {
+        let line = within("a line", self.lines.next_line()).await.expect("read a line");
+        line.expect("a line before the end")
+    }
+
+    /// Runs it to its end: exit code, standard output and standard error.
+    pub async fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
+        let path = tokio::task::spawn_blocking(Program::path).await.expect("a build");
+        let output = tokio::process::Command::new(path)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output();
+        let output = within("a process to end", output).await.expect("run caje-node");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    }
+}
+
+async fn announced(lines: &mut Lines<BufReader<ChildStdout>>, what: &str) -> SocketAddr {
+    loop {
+        let line = within("an announcement", lines.next_line()).await.expect("read a line");
+        let line = line.expect("an announcement before the end");
+        if let Some(address) = line.strip_prefix(what) {
+            return address.parse().expect("an address");
+        }
+    }
+}
+
+fn build() -> PathBuf {
+    let own = std::env::current_exe().expect("the path of this test");
+    let folder = own.ancestors().nth(2).expect("target/<profile>/deps/<test>").to_owned();
+    let target = folder.parent().expect("target/<profile>").to_owned();
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
+    command.args(["build", "--quiet", "--package", "caje-node", "--bin", "caje-node"]);
+    command.args(["--manifest-path", manifest]).arg("--target-dir").arg(target);
+    if folder.ends_with("release") {
+        command.arg("--release");
+    }
+    let status = command.status().expect("run cargo");
+    assert!(status.success(), "caje-node does not build");
+    folder.join("caje-node")
+}
