@@ -283,7 +283,12 @@ impl LocalCache {
     }
 
     /// Validates behind the client's back, unless somebody does already.
-    pub fn validate_behind(&self, request: &Request, stale: Arc<Stored>, upstream: &UpstreamFields<'_>) {
+    pub fn validate_behind(
+        &self,
+        request: &Request,
+        stale: Arc<Stored>,
+        upstream: &UpstreamFields<'_>,
+    ) {
         let Part::Lead(lead) = self.shared.inflight.take_part(self.flight_key(request)) else {
             return;
         };
@@ -325,7 +330,14 @@ impl LocalCache {
             Outcome::Stored(_) => Joined::OtherVariant,
             Outcome::Stale(stored, reason, detail) if stored.matches(&request.headers) => {
                 let stale = Some(reason);
-                Joined::Answer(Answer::Stored(stored, How { stale, detail: Some(detail), ..how }))
+                Joined::Answer(Answer::Stored(
+                    stored,
+                    How {
+                        stale,
+                        detail: Some(detail),
+                        ..how
+                    },
+                ))
             }
             Outcome::Stale(..) | Outcome::GoAlone => Joined::Alone,
             Outcome::Failed(failure) => {
@@ -357,7 +369,12 @@ impl LocalCache {
                     ..how
                 },
             ),
-            Led::Stale { stored, reason, status, detail } => Answer::Stored(
+            Led::Stale {
+                stored,
+                reason,
+                status,
+                detail,
+            } => Answer::Stored(
                 stored,
                 How {
                     stale: Some(reason),
@@ -368,7 +385,14 @@ impl LocalCache {
             ),
             Led::Passed { passed, detail } => {
                 let forward_status = Some(passed.response.status);
-                Answer::Passed(passed, How { forward_status, detail, ..how })
+                Answer::Passed(
+                    passed,
+                    How {
+                        forward_status,
+                        detail,
+                        ..how
+                    },
+                )
             }
             Led::Failed(failure) => {
                 let detail = Some(failure.detail());

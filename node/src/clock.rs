@@ -6,10 +6,12 @@
 use std::sync::LazyLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-static START: LazyLock<(SystemTime, Instant)> =
-    LazyLock::new(|| (wall_at_start(), Instant::now()));
+static START: LazyLock<(SystemTime, Instant)> = LazyLock::new(|| (wall_at_start(), Instant::now()));
 
-#[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that reads the wall clock"
+)]
 fn wall_at_start() -> SystemTime {
     SystemTime::now().max(UNIX_EPOCH)
 }

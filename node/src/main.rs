@@ -19,7 +19,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const EXIT_USAGE: u8 = 2;
 
 #[derive(Parser)]
-#[command(name = "caje-node", version, about = "A CDN node: a shared HTTP cache that streams while it fills")]
+#[command(
+    name = "caje-node",
+    version,
+    about = "A CDN node: a shared HTTP cache that streams while it fills"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -108,7 +112,10 @@ impl ConfigFile {
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Run { config, exit_with_stdin } => {
+        Command::Run {
+            config,
+            exit_with_stdin,
+        } => {
             let path = config.path();
             match Config::load(&path) {
                 Ok(config) => run(config, Some(&path), exit_with_stdin),
@@ -265,7 +272,10 @@ fn reload(node: &Node, path: Option<&Path>, level: &diagnostics::Level) {
     }
     match node.reload(config) {
         Ok(sections) if sections.is_empty() => tracing::info!("configuration reloaded"),
-        Ok(sections) => tracing::warn!(?sections, "configuration reloaded; these sections need a restart"),
+        Ok(sections) => tracing::warn!(
+            ?sections,
+            "configuration reloaded; these sections need a restart"
+        ),
         Err(error) => tracing::error!(%error, "the configuration was not reloaded"),
     }
 }
@@ -276,10 +286,12 @@ struct FileWatch(mpsc::Receiver<()>);
 impl FileWatch {
     fn new(path: &Path) -> anyhow::Result<FileWatch> {
         let path = std::path::absolute(path).context("finding the configuration file")?;
-        let folder = path.parent().context("finding the configuration file's folder")?;
+        let folder = path
+            .parent()
+            .context("finding the configuration file's folder")?;
         let name = path.file_name().map(ToOwned::to_owned);
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC)
-            .context("watching the configuration file")?;
+        let inotify =
+            Inotify::init(InitFlags::IN_CLOEXEC).context("watching the configuration file")?;
         let events = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
         inotify
             .add_watch(folder, events)

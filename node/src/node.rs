@@ -63,6 +63,7 @@ pub struct Node {
     admin_address: SocketAddr,
     phase: watch::Sender<Phase>,
     threads: Vec<JoinHandle<()>>,
+    control: Option<JoinHandle<()>>,
     tasks: Arc<AtomicUsize>,
 }
 
@@ -72,6 +73,8 @@ enum Phase {
     Serve,
     /// Finish what runs, for this long at the most.
     Drain(Duration),
+    /// The data threads have ended.
+    Ended,
 }
 
 impl Node {
@@ -107,8 +110,9 @@ impl Node {
             error,
         })?;
         let uses_rings = cache.store.health().io == "io_uring";
-        let mut running = vec![admin::start(admin, metrics.clone(), cache.store.clone(), phases.clone())
-            .map_err(StartError::Thread)?];
+        let control = admin::start(admin, metrics, cache.store.clone(), phases.clone())
+            .map_err(StartError::Thread)?;
+        let mut running = Vec::with_capacity(threads);
         for (place, listeners) in listeners.into_iter().enumerate() {
             let thread = DataThread {
                 listeners,
@@ -133,6 +137,7 @@ impl Node {
             admin_address,
             phase,
             threads: running,
+            control: Some(control),
             tasks,
         })
     }
@@ -176,7 +181,9 @@ impl Node {
 
     /// A configuration that could not be read.
     pub fn count_failed_reload(&self) {
-        self.metrics().config_reloads.increment(ReloadResult::Failed);
+        self.metrics()
+            .config_reloads
+            .increment(ReloadResult::Failed);
     }
 
     /// For log rotation.
@@ -199,6 +206,10 @@ impl Node {
         for thread in self.threads.drain(..) {
             // A thread that panicked has said so; the others still have work to finish.
             let _ = thread.join();
+        }
+        self.phase.send_replace(Phase::Ended);
+        if let Some(control) = self.control.take() {
+            let _ = control.join();
         }
         block_on(self.cache.store.flush());
         self.shared.log.close();
@@ -278,7 +289,7 @@ impl DataThread {
         let bound = match self.phases.wait_for(|phase| *phase != Phase::Serve).await {
             Ok(phase) => match *phase {
                 Phase::Drain(bound) => bound,
-                Phase::Serve => Duration::ZERO,
+                Phase::Serve | Phase::Ended => Duration::ZERO,
             },
             Err(_) => Duration::ZERO,
         };
@@ -336,7 +347,9 @@ fn identity(config: &Config) -> Identity {
 }
 
 fn settings(config: &Config, metrics: &Metrics) -> Result<proxy::Settings, StartError> {
-    let rules = config.origin_rules(metrics).map_err(|error| StartError::Origin(error.to_string()))?;
+    let rules = config
+        .origin_rules(metrics)
+        .map_err(|error| StartError::Origin(error.to_string()))?;
     let routes = Routes::new(config);
     let trusted = config.node.trust_forwarded.clone();
     Ok(proxy::Settings {
@@ -370,7 +383,11 @@ fn bind_all(listen: &crate::config::Address, threads: usize) -> io::Result<Vec<T
 }
 
 fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.bind(&address.into())?;
@@ -391,6 +408,6 @@ fn admin_listener(config: &Config) -> Result<TcpListener, StartError> {
 fn node_state(phase: Phase) -> NodeState {
     match phase {
         Phase::Serve => NodeState::Serving,
-        Phase::Drain(_) => NodeState::Draining,
+        Phase::Drain(_) | Phase::Ended => NodeState::Draining,
     }
 }

@@ -34,8 +34,8 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode, Version};
 
 use crate::cache::fill::complete_head;
-use crate::cache::{Answer, Forward, How, LocalCache, Lookup, OriginRules, UpstreamFields, Wanted};
 use crate::cache::{self, Failure};
+use crate::cache::{Answer, Forward, How, LocalCache, Lookup, OriginRules, UpstreamFields, Wanted};
 use crate::clock;
 use crate::origin::UpstreamRequest;
 use crate::proxy::message::{Body, Client, ClientBody, Interims, Report, Request, Response};
@@ -65,12 +65,15 @@ pub struct Limits {
     pub wire: wire::Limits,
 }
 
+/// Chooses an origin by host (lower case, no port) and target.
+pub type Router = Box<dyn Fn(&str, &[u8]) -> Option<usize> + Send + Sync>;
+
 /// What a reload can change, swapped as one.
 pub struct Settings {
     pub limits: Limits,
     pub origins: Vec<Arc<OriginRules>>,
-    /// The place in `origins` for a host (lower case, no port) and a target.
-    pub route: Box<dyn Fn(&str, &[u8]) -> Option<usize> + Send + Sync>,
+    /// Gives places in `origins`.
+    pub route: Router,
     /// Peers whose forwarding fields are extended rather than replaced.
     pub trusts: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
 }
@@ -184,7 +187,8 @@ impl Proxy {
             match self.deliver_cached(&question, stored, how, now) {
                 Ok(delivered) => return self.respond(delivered, report),
                 Err(stored) => {
-                    return Box::pin(self.answer(question, Some((stored, how)), route, report)).await;
+                    return Box::pin(self.answer(question, Some((stored, how)), route, report))
+                        .await;
                 }
             }
         }
@@ -240,9 +244,16 @@ impl Proxy {
                 Answer::Stored(stored, how)
             }
             Lookup::StaleWhileRevalidate(stored) => {
-                self.cache.validate_behind(request, stored.clone(), &upstream);
+                self.cache
+                    .validate_behind(request, stored.clone(), &upstream);
                 let stale = Some(cache::StaleReason::WhileRevalidate);
-                Answer::Stored(stored, How { stale, ..How::default() })
+                Answer::Stored(
+                    stored,
+                    How {
+                        stale,
+                        ..How::default()
+                    },
+                )
             }
             Lookup::Stale(stored) => {
                 self.cache
@@ -270,7 +281,11 @@ impl Proxy {
     fn forwardable(&self, mut headers: HeaderMap, forwarded: Forwarded<'_>) -> HeaderMap {
         hop::strip_hop_by_hop(&mut headers);
         hop::set_forwarded(&mut headers, forwarded);
-        hop::append_via(&mut headers, http::Version::HTTP_11, &self.shared.identity.pseudonym);
+        hop::append_via(
+            &mut headers,
+            http::Version::HTTP_11,
+            &self.shared.identity.pseudonym,
+        );
         hop::append_cdn_loop(&mut headers, &self.shared.identity.cdn_id);
         headers
     }
@@ -288,7 +303,11 @@ impl Proxy {
             headers.insert(header::MAX_FORWARDS, HeaderValue::from(left));
         }
         let wants_upgrade = request.upgrade && request.body.is_empty();
-        let upgrade = headers.get_all(header::UPGRADE).iter().cloned().collect::<Vec<_>>();
+        let upgrade = headers
+            .get_all(header::UPGRADE)
+            .iter()
+            .cloned()
+            .collect::<Vec<_>>();
         let mut headers = self.forwardable(
             headers,
             Forwarded {
@@ -379,9 +398,7 @@ impl Proxy {
         match deliver::passed(&question, passed, how) {
             Ok(delivered) => self.respond(delivered, report),
             // Asked for in the cache's words, it does not fit the client's: asked again in the client's.
-            Err(()) => {
-                Box::pin(self.pass(question.into_request(), route, report)).await
-            }
+            Err(()) => Box::pin(self.pass(question.into_request(), route, report)).await,
         }
     }
 

@@ -573,6 +573,27 @@ impl Store {
         self.shared().doom(object);
     }
 
+    /// Whether blocks that are put now go to a disk, as far as one can tell.
+    pub fn is_durable(&self) -> bool {
+        self.shared().disk.as_ref().is_some_and(|disk| {
+            !disk.writes_off.load(Ordering::Relaxed) && disk.full_until.lock().is_none()
+        })
+    }
+
+    /// Bytes of the memory tier.
+    pub fn memory_limit(&self) -> u64 {
+        self.shared().memory.limit_bytes()
+    }
+
+    /// The largest body that has a place here beside others, in bytes.
+    pub fn largest_body(&self) -> u64 {
+        let limit = match &self.shared().disk {
+            Some(disk) => u64::from(disk.map.lock().limit()) * PAGE_BYTES as u64,
+            None => self.memory_limit(),
+        };
+        limit / 2
+    }
+
     pub fn usage(&self) -> Usage {
         let shared = self.shared();
         let page = PAGE_BYTES as u64;

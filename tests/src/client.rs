@@ -55,7 +55,8 @@ impl Head {
     }
 
     pub fn length(&self) -> Option<u64> {
-        self.get("content-length").map(|text| text.parse().expect("a length in digits"))
+        self.get("content-length")
+            .map(|text| text.parse().expect("a length in digits"))
     }
 
     fn is_interim(&self) -> bool {
@@ -97,7 +98,13 @@ impl Got {
     /// This status, an answer that came to its end.
     #[track_caller]
     pub fn expect(self, status: u16) -> Got {
-        assert_eq!(self.head.status, status, "{}\n{}", self.head.text, self.text());
+        assert_eq!(
+            self.head.status,
+            status,
+            "{}\n{}",
+            self.head.text,
+            self.text()
+        );
         assert_eq!(self.end, End::Whole, "{}", self.head.text);
         self
     }
@@ -121,8 +128,18 @@ impl Got {
     pub fn is_part(self, path: &str, span: std::ops::Range<u64>, length: u64) -> Got {
         let got = self.expect(206);
         let named = format!("bytes {}-{}/{length}", span.start, span.end - 1);
-        assert_eq!(got.head.get("content-range"), Some(named.as_str()), "{}", got.head.text);
-        assert_eq!(got.body.len() as u64, span.end - span.start, "{}", got.head.text);
+        assert_eq!(
+            got.head.get("content-range"),
+            Some(named.as_str()),
+            "{}",
+            got.head.text
+        );
+        assert_eq!(
+            got.body.len() as u64,
+            span.end - span.start,
+            "{}",
+            got.head.text
+        );
         verify(path, 0, span.start, &got.body);
         got
     }
@@ -187,11 +204,20 @@ impl Ask {
     pub fn body(self, body: impl Into<Bytes>) -> Ask {
         let body = body.into();
         let length = body.len().to_string();
-        Ask { body, ..self.header("content-length", &length) }
+        Ask {
+            body,
+            ..self.header("content-length", &length)
+        }
     }
 
     pub fn bytes(&self) -> Vec<u8> {
-        let Ask { method, target, host, fields, .. } = self;
+        let Ask {
+            method,
+            target,
+            host,
+            fields,
+            ..
+        } = self;
         let head = format!("{method} {target} HTTP/1.1\r\nhost: {host}\r\n{fields}\r\n");
         [head.as_bytes(), &self.body].concat()
     }
@@ -230,15 +256,23 @@ impl Connection {
         let socket = within("a connection", TcpStream::connect(address)).await;
         let socket = socket.expect("connect");
         socket.set_nodelay(true).expect("set a socket's option");
-        Connection { socket, inbox: BytesMut::new() }
+        Connection {
+            socket,
+            inbox: BytesMut::new(),
+        }
     }
 
     /// With small buffers on this side, so that the peer notices a reader who stops.
     pub async fn narrow(address: SocketAddr) -> Connection {
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
-        socket.set_recv_buffer_size(4096).expect("set a socket's option");
+        socket
+            .set_recv_buffer_size(4096)
+            .expect("set a socket's option");
         let socket = within("a connection", socket.connect(address)).await;
-        Connection { socket: socket.expect("connect"), inbox: BytesMut::new() }
+        Connection {
+            socket: socket.expect("connect"),
+            inbox: BytesMut::new(),
+        }
     }
 
     /// # Panics
@@ -264,7 +298,10 @@ impl Connection {
 
     /// `fields` are whole lines.
     pub async fn ask(&mut self, method: &str, target: &str, fields: &str) -> Got {
-        self.send(format!("{method} {target} HTTP/1.1\r\nhost: {HOST}\r\n{fields}\r\n")).await;
+        self.send(format!(
+            "{method} {target} HTTP/1.1\r\nhost: {HOST}\r\n{fields}\r\n"
+        ))
+        .await;
         self.answer(method).await
     }
 
@@ -281,14 +318,28 @@ impl Connection {
                 Step::End(end) => break end,
             }
         };
-        Got { head, interim, body: body.freeze(), trailers, end }
+        Got {
+            head,
+            interim,
+            body: body.freeze(),
+            trailers,
+            end,
+        }
     }
 
     /// The head of the next answer; its body can be read in pieces.
     pub async fn begin(mut self, method: &str) -> Answer {
         let (head, interim) = self.heads().await;
         let framing = Framing::of(&head, method);
-        Answer { head, interim, connection: self, framing, held: BytesMut::new(), trailers: Vec::new(), end: None }
+        Answer {
+            head,
+            interim,
+            connection: self,
+            framing,
+            held: BytesMut::new(),
+            trailers: Vec::new(),
+            end: None,
+        }
     }
 
     async fn heads(&mut self) -> (Head, Vec<Head>) {
@@ -297,7 +348,10 @@ impl Connection {
             match self.next_head().await {
                 Some(head) if head.is_interim() => interim.push(head),
                 Some(head) => return (head, interim),
-                None => panic!("the connection ended before an answer; before it: {:?}", self.inbox),
+                None => panic!(
+                    "the connection ended before an answer; before it: {:?}",
+                    self.inbox
+                ),
             }
         }
     }
@@ -328,7 +382,11 @@ impl Connection {
     /// Exactly these many bytes, whatever they are.
     pub async fn take(&mut self, count: usize) -> Bytes {
         while self.inbox.len() < count {
-            assert!(self.more().await, "the connection ended after {:?}", self.inbox);
+            assert!(
+                self.more().await,
+                "the connection ended after {:?}",
+                self.inbox
+            );
         }
         self.inbox.split_to(count).freeze()
     }
@@ -351,7 +409,9 @@ impl Connection {
 
     /// Ends it with a reset, at once.
     pub fn reset(self) {
-        self.socket.set_zero_linger().expect("set a socket's option");
+        self.socket
+            .set_zero_linger()
+            .expect("set a socket's option");
     }
 
     pub fn local_address(&self) -> SocketAddr {
@@ -378,7 +438,12 @@ impl Answer {
     /// When it ends before.
     pub async fn take(&mut self, count: usize) -> Bytes {
         while self.held.len() < count {
-            assert!(self.step().await, "the body ended ({:?}) after {} bytes", self.end, self.held.len());
+            assert!(
+                self.step().await,
+                "the body ended ({:?}) after {} bytes",
+                self.end,
+                self.held.len()
+            );
         }
         self.held.split_to(count).freeze()
     }

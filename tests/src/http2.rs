@@ -21,7 +21,9 @@ pub struct Http2 {
 
 impl Http2 {
     pub async fn to(address: SocketAddr) -> Http2 {
-        let socket = within("a connection", TcpStream::connect(address)).await.expect("connect");
+        let socket = within("a connection", TcpStream::connect(address))
+            .await
+            .expect("connect");
         let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(socket));
         let (sender, connection) = within("a handshake", handshake).await.expect("shake hands");
         tokio::spawn(connection);
@@ -31,25 +33,34 @@ impl Http2 {
     /// A GET to be completed and sent.
     pub fn request(&self, method: &str, target: &str) -> http::request::Builder {
         let host = crate::client::HOST;
-        Request::builder().method(method).uri(format!("http://{host}{target}"))
+        Request::builder()
+            .method(method)
+            .uri(format!("http://{host}{target}"))
     }
 
     /// Sends it and reads the head of the answer.
     pub async fn send(&mut self, request: Request<Full<Bytes>>) -> Response<Incoming> {
-        within("a ready connection", self.sender.ready()).await.expect("a connection");
+        within("a ready connection", self.sender.ready())
+            .await
+            .expect("a connection");
         let answer = within("an answer", self.sender.send_request(request)).await;
         answer.unwrap_or_else(|error| panic!("{} answers: {error}", self.address))
     }
 
     /// A GET, to its end.
     pub async fn get(&mut self, target: &str) -> Response<Bytes> {
-        let request = self.request("GET", target).body(Full::default()).expect("a request");
+        let request = self
+            .request("GET", target)
+            .body(Full::default())
+            .expect("a request");
         Http2::whole(self.send(request).await).await
     }
 
     pub async fn whole(answer: Response<Incoming>) -> Response<Bytes> {
         let (head, body) = answer.into_parts();
-        let body = within("a body", body.collect()).await.expect("a whole body");
+        let body = within("a body", body.collect())
+            .await
+            .expect("a whole body");
         Response::from_parts(head, body.to_bytes())
     }
 }
@@ -84,7 +95,9 @@ impl Frame {
         match block.first()? {
             byte @ 0x88..=0x8e => Some(indexed[usize::from(byte - 0x88)]),
             // A literal with the static name `:status`; its value is Huffman-coded or three digits.
-            0x48 if block.get(1) == Some(&3) => std::str::from_utf8(&block[2..5]).ok()?.parse().ok(),
+            0x48 if block.get(1) == Some(&3) => {
+                std::str::from_utf8(&block[2..5]).ok()?.parse().ok()
+            }
             0x48 => Some(0),
             _ => None,
         }
@@ -99,8 +112,13 @@ pub struct RawHttp2 {
 
 impl RawHttp2 {
     pub async fn to(address: SocketAddr) -> RawHttp2 {
-        let socket = within("a connection", TcpStream::connect(address)).await.expect("connect");
-        let mut raw = RawHttp2 { socket, inbox: BytesMut::new() };
+        let socket = within("a connection", TcpStream::connect(address))
+            .await
+            .expect("connect");
+        let mut raw = RawHttp2 {
+            socket,
+            inbox: BytesMut::new(),
+        };
         raw.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
         raw.frame(frame_type::SETTINGS, 0, 0, b"").await;
         raw
@@ -130,7 +148,8 @@ impl RawHttp2 {
                 block.extend_from_slice(text.as_bytes());
             }
         }
-        self.frame(frame_type::HEADERS, 4 | u8::from(ends), stream, &block).await;
+        self.frame(frame_type::HEADERS, 4 | u8::from(ends), stream, &block)
+            .await;
     }
 
     /// The next frame; `None` at the connection's end.

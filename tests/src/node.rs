@@ -49,13 +49,19 @@ impl Node {
     pub async fn run(config: Config, folder: Folder) -> Node {
         let inner = Node::launch(config.clone()).await;
         let inner = Some(inner.expect("start a node"));
-        Node { inner, config, folder }
+        Node {
+            inner,
+            config,
+            folder,
+        }
     }
 
     /// A node without a folder of its own; or why there is none.
     pub async fn launch(config: Config) -> Result<caje_node::Node, caje_node::StartError> {
         let started = tokio::task::spawn_blocking(move || caje_node::Node::start(config));
-        within("a node to start", started).await.expect("a node's start does not panic")
+        within("a node to start", started)
+            .await
+            .expect("a node's start does not panic")
     }
 
     pub fn inner(&self) -> &caje_node::Node {
@@ -78,7 +84,9 @@ impl Node {
     async fn stop(&mut self) {
         let node = self.inner.take().expect("the node runs");
         let drained = tokio::task::spawn_blocking(move || node.drain());
-        within("a node to drain", drained).await.expect("a drain does not panic");
+        within("a node to drain", drained)
+            .await
+            .expect("a drain does not panic");
     }
 
     /// Begins to end it well; the handle ends with it.
@@ -132,7 +140,9 @@ impl Node {
     /// The value of a series of the exposition, such as `caje_fills_joined_total`.
     pub async fn metric(&self, series: &str) -> f64 {
         let text = self.admin("/metrics").await.expect(200).text();
-        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         let value = value.unwrap_or_else(|| panic!("no series {series} in\n{text}"));
         value.parse().expect("a number")
     }
@@ -140,12 +150,19 @@ impl Node {
     /// Waits until a counter of the node holds.
     pub async fn until(&self, what: &str, holds: impl Fn(&Metrics) -> bool) {
         let metrics = self.metrics();
-        until(|| format!("{what}:\n{}", metrics.render()), || holds(metrics)).await;
+        until(
+            || format!("{what}:\n{}", metrics.render()),
+            || holds(metrics),
+        )
+        .await;
     }
 
     /// `n` requests have joined a fill in flight, in all.
     pub async fn joined_fills(&self, n: u64) {
-        self.until("requests to join a fill", |metrics| metrics.fills_joined.total() >= n).await;
+        self.until("requests to join a fill", |metrics| {
+            metrics.fills_joined.total() >= n
+        })
+        .await;
     }
 
     /// `n` fills have come to an end, well or not.
@@ -159,22 +176,31 @@ impl Node {
 
     /// No fill is in flight.
     pub async fn at_rest(&self) {
-        self.until("fills to end", |metrics| metrics.fills.get(()) == 0).await;
+        self.until("fills to end", |metrics| metrics.fills.get(()) == 0)
+            .await;
     }
 
     /// `n` requests have been answered, in all.
     pub async fn answered(&self, n: u64) {
-        self.until("answers", |metrics| metrics.requests.total() >= n).await;
+        self.until("answers", |metrics| metrics.requests.total() >= n)
+            .await;
     }
 
     /// Exactly this many client connections are open.
     pub async fn open_connections(&self, n: i64) {
-        self.until("connections", |metrics| metrics.client_connections.get(()) == n).await;
+        self.until("connections", |metrics| {
+            metrics.client_connections.get(()) == n
+        })
+        .await;
     }
 
     /// No more tasks than these live on the data threads.
     pub async fn tasks_at_most(&self, n: usize) {
         let live = || self.inner().live_tasks();
-        until(|| format!("{n} tasks; there are {}", live()), || live() <= n).await;
+        until(
+            || format!("{n} tasks; there are {}", live()),
+            || live() <= n,
+        )
+        .await;
     }
 }

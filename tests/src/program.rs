@@ -30,7 +30,9 @@ impl Program {
 
     /// Starts it and waits for the lines that say where it listens.
     pub async fn start(arguments: &[&str]) -> Program {
-        let path = tokio::task::spawn_blocking(Program::path).await.expect("a build");
+        let path = tokio::task::spawn_blocking(Program::path)
+            .await
+            .expect("a build");
         let mut child = tokio::process::Command::new(path)
             .args(arguments)
             .stdin(Stdio::null())
@@ -42,7 +44,12 @@ impl Program {
         let mut lines = BufReader::new(stdout).lines();
         let address = announced(&mut lines, "listening http://").await;
         let admin = announced(&mut lines, "admin http://").await;
-        Program { child, lines, address, admin }
+        Program {
+            child,
+            lines,
+            address,
+            admin,
+        }
     }
 
     pub fn get(&self, target: &str) -> Ask {
@@ -71,26 +78,38 @@ impl Program {
 
     /// The next line of its standard output.
     pub async fn line(&mut self) -> String {
-        let line = within("a line", self.lines.next_line()).await.expect("read a line");
+        let line = within("a line", self.lines.next_line())
+            .await
+            .expect("read a line");
         line.expect("a line before the end")
     }
 
     /// Runs it to its end: exit code, standard output and standard error.
     pub async fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
-        let path = tokio::task::spawn_blocking(Program::path).await.expect("a build");
+        let path = tokio::task::spawn_blocking(Program::path)
+            .await
+            .expect("a build");
         let output = tokio::process::Command::new(path)
             .args(arguments)
             .stdin(Stdio::null())
             .output();
-        let output = within("a process to end", output).await.expect("run caje-node");
+        let output = within("a process to end", output)
+            .await
+            .expect("run caje-node");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.code(), text(&output.stdout), text(&output.stderr))
+        (
+            output.status.code(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
     }
 }
 
 async fn announced(lines: &mut Lines<BufReader<ChildStdout>>, what: &str) -> SocketAddr {
     loop {
-        let line = within("an announcement", lines.next_line()).await.expect("read a line");
+        let line = within("an announcement", lines.next_line())
+            .await
+            .expect("read a line");
         let line = line.expect("an announcement before the end");
         if let Some(address) = line.strip_prefix(what) {
             return address.parse().expect("an address");
@@ -100,13 +119,27 @@ async fn announced(lines: &mut Lines<BufReader<ChildStdout>>, what: &str) -> Soc
 
 fn build() -> PathBuf {
     let own = std::env::current_exe().expect("the path of this test");
-    let folder = own.ancestors().nth(2).expect("target/<profile>/deps/<test>").to_owned();
+    let folder = own
+        .ancestors()
+        .nth(2)
+        .expect("target/<profile>/deps/<test>")
+        .to_owned();
     let target = folder.parent().expect("target/<profile>").to_owned();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
-    command.args(["build", "--quiet", "--package", "caje-node", "--bin", "caje-node"]);
-    command.args(["--manifest-path", manifest]).arg("--target-dir").arg(target);
+    command.args([
+        "build",
+        "--quiet",
+        "--package",
+        "caje-node",
+        "--bin",
+        "caje-node",
+    ]);
+    command
+        .args(["--manifest-path", manifest])
+        .arg("--target-dir")
+        .arg(target);
     if folder.ends_with("release") {
         command.arg("--release");
     }

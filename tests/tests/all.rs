@@ -1,3 +1,20 @@
 //! All integration tests, in one binary.
 
+mod caching;
+mod collapse;
+mod crash;
+mod framing;
+mod http2;
+mod lies;
+mod limits;
+mod operations;
+mod origins;
+mod proxying;
+mod ranges;
+mod sharing;
+mod stale;
+mod storage;
+mod streaming;
 mod tidy;
+mod validation;
+mod variants;

@@ -51,7 +51,9 @@ fn layer_of(module: &str) -> Option<usize> {
 
 /// Names of the crate's modules that a file's code mentions after `crate::`.
 fn imports(text: &str) -> Vec<&str> {
-    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let code = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
     code.flat_map(|line| line.split("crate::").skip(1))
         .map(|rest| {
             let end = rest
@@ -71,14 +73,17 @@ fn modules_import_downwards_only() {
             continue;
         }
         let Some(own) = layer_of(module) else {
-            wrong.push(format!("{file}: module `{module}` stands in no layer of this test"));
+            wrong.push(format!(
+                "{file}: module `{module}` stands in no layer of this test"
+            ));
             continue;
         };
         for import in imports(&text) {
-            let allowed = import == module
-                || layer_of(import).is_none_or(|layer| layer > own);
+            let allowed = import == module || layer_of(import).is_none_or(|layer| layer > own);
             if !allowed {
-                wrong.push(format!("{file}: `{module}` imports `{import}`, which is not below it"));
+                wrong.push(format!(
+                    "{file}: `{module}` imports `{import}`, which is not below it"
+                ));
             }
         }
     }
@@ -118,7 +123,10 @@ fn names_that_say_nothing_are_not_used() {
 fn the_proxy_knows_neither_store_nor_origin_pools() {
     for (file, text) in sources("node/src") {
         if file == "proxy.rs" || file.starts_with("proxy/") {
-            assert!(!imports(&text).contains(&"store"), "{file} imports the store");
+            assert!(
+                !imports(&text).contains(&"store"),
+                "{file} imports the store"
+            );
         }
     }
 }

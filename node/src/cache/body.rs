@@ -9,15 +9,16 @@
 //! Kept true here:
 //! - A reader never polls: it sleeps on the fill that will bring its next byte, and is woken by every
 //!   piece that arrives and by the end.
-//! - A reader never slows a fill. Bytes a fill has passed are in the store; a slow reader takes them
-//!   from there.
+//! - A reader never slows a fill whose bytes the store keeps: a slow reader takes them from there. Where
+//!   it does not (an object given up while it fills, no disk), the fill keeps a few blocks itself and
+//!   goes at the pace of its slowest reader.
 //! - A body whose length is unknown ends where its fill ended *well*; a fill that failed never looks
 //!   like an end.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -26,10 +27,14 @@ use tokio::sync::Notify;
 
 use crate::block::{BlockIndex, BlockSize};
 use crate::cache::fill::Refill;
+use crate::clock;
 use crate::store::{BlockReader, GrowingBlock, Object, Store};
 
 /// How far ahead of a fill a reader still waits for it rather than asking for its own range, in bytes.
 const JOIN_DISTANCE: u64 = 1 << 20;
+
+/// Blocks that a fill keeps for slow readers where the store does not.
+const MAX_KEPT_BLOCKS: usize = 4;
 
 /// How often one reader asks for the rest of a body whose fill was cut off.
 const MAX_RESUMES: u8 = 3;
@@ -122,6 +127,12 @@ impl Body {
         Self::covering(&self.fills.lock(), at, self.joinable)
     }
 
+    /// A fill in flight for a span around `at`, whether or not it has passed that already.
+    fn fill_around(&self, at: u64) -> Option<Arc<Fill>> {
+        let fills = self.fills.lock();
+        fills.iter().find(|fill| fill.span.contains(&at)).cloned()
+    }
+
     fn covering(fills: &[Arc<Fill>], at: u64, joinable: bool) -> Option<Arc<Fill>> {
         let distance = if joinable { JOIN_DISTANCE } else { u64::MAX };
         let near = |fill: &&Arc<Fill>| fill.will_bring(at, distance);
@@ -142,8 +153,8 @@ pub struct Fill {
     span: Range<u64>,
     state: Mutex<FillState>,
     changed: Notify,
-    readers: AtomicUsize,
-    reader_left: Notify,
+    /// A reader has moved on or left.
+    reader_moved: Notify,
 }
 
 struct FillState {
@@ -151,9 +162,38 @@ struct FillState {
     position: u64,
     /// The block being written, and the offset in the body of its first byte.
     open: Option<(u64, BlockReader)>,
+    /// Closed blocks that nobody but this fill keeps, and the offset of each one's first byte.
+    kept: VecDeque<(u64, BlockReader)>,
+    /// Everybody who reads from here, and up to where.
+    readers: Vec<(ReaderId, u64)>,
+    last_reader: ReaderId,
     end: Option<Result<(), BodyError>>,
     /// The upstream's head has come and fits: bytes will follow.
     accepted: bool,
+}
+
+type ReaderId = u64;
+
+impl FillState {
+    /// Bytes at `at` that this fill still holds.
+    fn held(&self, at: u64, end: u64) -> Option<Bytes> {
+        let blocks = self.open.iter().chain(self.kept.iter().rev());
+        let (start, block) = blocks.into_iter().find(|(start, _)| at >= *start)?;
+        let from = (at - start) as usize;
+        let to = (end.min(self.position) - start) as usize;
+        (from < block.written()).then(|| block.slice(from..to.min(block.written())))
+    }
+
+    /// Drops kept blocks that every reader has passed.
+    fn forget_passed(&mut self) {
+        let slowest = self.readers.iter().map(|(_, at)| *at).min();
+        let slowest = slowest.unwrap_or(u64::MAX);
+        while let Some((start, block)) = self.kept.front()
+            && start + block.written() as u64 <= slowest
+        {
+            self.kept.pop_front();
+        }
+    }
 }
 
 /// What a reader at some offset finds in a fill.
@@ -172,13 +212,15 @@ impl Fill {
             state: Mutex::new(FillState {
                 position: span.start,
                 open: None,
+                kept: VecDeque::new(),
+                readers: Vec::new(),
+                last_reader: 0,
                 end: None,
                 accepted: false,
             }),
             span,
             changed: Notify::new(),
-            readers: AtomicUsize::new(0),
-            reader_left: Notify::new(),
+            reader_moved: Notify::new(),
         }
     }
 
@@ -186,15 +228,18 @@ impl Fill {
         self.span.clone()
     }
 
-    fn step(&self, at: u64, end: u64) -> Step {
-        let state = self.state.lock();
+    fn step(&self, reader: ReaderId, at: u64, end: u64) -> Step {
+        let mut state = self.state.lock();
+        if let Some(known) = state.readers.iter_mut().find(|(id, _)| *id == reader) {
+            known.1 = at;
+        }
+        if !state.kept.is_empty() {
+            self.reader_moved.notify_waiters();
+        }
         if at < state.position {
-            return match &state.open {
-                Some((start, block)) if at >= *start => {
-                    let to = end.min(state.position);
-                    Step::Bytes(block.slice((at - start) as usize..(to - start) as usize))
-                }
-                _ => Step::Passed,
+            return match state.held(at, end) {
+                Some(bytes) => Step::Bytes(bytes),
+                None => Step::Passed,
             };
         }
         match state.end {
@@ -207,7 +252,7 @@ impl Fill {
     fn will_bring(&self, at: u64, distance: u64) -> bool {
         let state = self.state.lock();
         if at < state.position {
-            return state.open.as_ref().is_some_and(|(start, _)| at >= *start);
+            return state.held(at, at + 1).is_some();
         }
         let going_on = match state.end {
             None => true,
@@ -239,37 +284,48 @@ impl Fill {
     /// Completes once nobody has read from this fill for `linger`.
     pub async fn abandoned(&self, linger: Duration) {
         loop {
-            let left = self.reader_left.notified();
-            tokio::pin!(left);
-            left.as_mut().enable();
-            if self.readers.load(Ordering::Acquire) > 0 {
-                left.await;
+            let moved = self.reader_moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            if self.is_read() {
+                moved.await;
                 continue;
             }
             // A reader that came and went in between starts the time anew.
-            if tokio::time::timeout(linger, left).await.is_err()
-                && self.readers.load(Ordering::Acquire) == 0
-            {
+            if tokio::time::timeout(linger, moved).await.is_err() && !self.is_read() {
                 return;
             }
         }
     }
+
+    fn is_read(&self) -> bool {
+        !self.state.lock().readers.is_empty()
+    }
 }
 
 /// A reader's hold on a fill: while one lives, the fill is not abandoned.
-struct Joined(Arc<Fill>);
+struct Joined {
+    fill: Arc<Fill>,
+    id: ReaderId,
+}
 
 impl Joined {
-    fn new(fill: Arc<Fill>) -> Joined {
-        fill.readers.fetch_add(1, Ordering::AcqRel);
-        Joined(fill)
+    fn new(fill: Arc<Fill>, at: u64) -> Joined {
+        let mut state = fill.state.lock();
+        state.last_reader += 1;
+        let id = state.last_reader;
+        state.readers.push((id, at));
+        drop(state);
+        Joined { fill, id }
     }
 }
 
 impl Drop for Joined {
     fn drop(&mut self) {
-        self.0.readers.fetch_sub(1, Ordering::AcqRel);
-        self.0.reader_left.notify_waiters();
+        let mut state = self.fill.state.lock();
+        state.readers.retain(|(id, _)| *id != self.id);
+        drop(state);
+        self.fill.reader_moved.notify_waiters();
     }
 }
 
@@ -283,6 +339,8 @@ pub struct FillWriter {
     position: u64,
     /// Where the upstream announced to end; `u64::MAX` where it did not.
     limit: u64,
+    /// The largest body that the store has room for.
+    largest: u64,
     open: Option<OpenBlock>,
     finished: bool,
 }
@@ -300,6 +358,7 @@ struct OpenBlock {
 impl FillWriter {
     pub fn new(store: Store, body: Arc<Body>, fill: Arc<Fill>) -> FillWriter {
         let block_size = store.block_size();
+        let largest = store.largest_body();
         let position = fill.span.start;
         FillWriter {
             store,
@@ -308,6 +367,7 @@ impl FillWriter {
             block_size,
             position,
             limit: u64::MAX,
+            largest,
             open: None,
             finished: false,
         }
@@ -398,9 +458,51 @@ impl FillWriter {
             None => self.block_size.bytes(open.index, u64::MAX),
         };
         if whole == (open.start..self.position) {
+            // A body that is being filled is in use, whoever else wants its room.
+            self.store.touch(object, clock::now());
+            let kept = (open.start, open.buffer.reader());
             self.store.put(object, open.index, open.buffer).await;
+            if self.is_on_its_own() {
+                self.keep(kept).await;
+            }
+            if self.limit == u64::MAX && self.position > self.largest {
+                // Outgrown: from here on it is only passed through, to those who read it already.
+                self.store.remove(&self.body.object);
+            }
         }
         self.fill.state.lock().open = None;
+    }
+
+    /// Whether the store may lose what it was just given before a slow reader has had it.
+    fn is_on_its_own(&self) -> bool {
+        let object = &self.body.object;
+        let length = object.length().unwrap_or(self.position);
+        // Before it is given up its readers must have come near.
+        let outgrows = self.limit == u64::MAX && self.position > self.largest / 2;
+        outgrows || object.is_gone() || !self.store.is_durable() && length > self.store.memory_limit() / 8
+    }
+
+    /// Keeps a closed block for its readers, and waits until they are near enough.
+    async fn keep(&self, block: (u64, BlockReader)) {
+        self.fill.state.lock().kept.push_back(block);
+        loop {
+            let moved = self.fill.reader_moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            {
+                let mut state = self.fill.state.lock();
+                state.forget_passed();
+                if state.kept.len() < MAX_KEPT_BLOCKS {
+                    return;
+                }
+            }
+            moved.await;
+        }
+    }
+
+    /// Nobody reads, and nothing that comes will be kept.
+    pub fn is_in_vain(&self) -> bool {
+        self.body.object.is_gone() && !self.fill.is_read()
     }
 
     /// Ends the fill. `Ok` from the upstream is only believed if the bytes are as many as announced.
@@ -457,13 +559,21 @@ pub struct Reader {
     refilled_at: Option<u64>,
     /// Times that a fill may fail on the way before the reader gives up.
     resumes_left: u8,
+    begins_with_fill: bool,
 }
 
 impl Reader {
     /// `refill` says how absent bytes are asked for; without it they are an error.
-    pub fn new(store: Store, body: Arc<Body>, span: Range<u64>, refill: Option<Rc<Refill>>) -> Reader {
-        // Held from the start, so that a fill with one slow reader is not taken for abandoned.
-        let joined = body.fill_covering(span.start).map(Joined::new);
+    pub fn new(
+        store: Store,
+        body: Arc<Body>,
+        span: Range<u64>,
+        refill: Option<Rc<Refill>>,
+    ) -> Reader {
+        // Held from the start and to the end of the fill, also while its bytes are read from the store:
+        // a fill with one slow reader is not abandoned.
+        let joined = body.fill_around(span.start);
+        let joined = joined.map(|fill| Joined::new(fill, span.start));
         Reader {
             store,
             body,
@@ -473,24 +583,8 @@ impl Reader {
             refill,
             refilled_at: None,
             resumes_left: MAX_RESUMES,
+            begins_with_fill: false,
         }
-    }
-
-    /// The whole span at once if it lies in one block of the memory tier: the hot path.
-    pub fn take_cached(&mut self) -> Option<Bytes> {
-        let block_size = self.store.block_size();
-        let index = block_size.index_of(self.at);
-        let start = block_size.start(index);
-        if self.end > start + block_size.get() as u64 {
-            return None;
-        }
-        let block = self.store.cached(&self.body.object, index)?;
-        let span = (self.at - start) as usize..(self.end - start) as usize;
-        if span.end > block.len() {
-            return None;
-        }
-        self.at = self.end;
-        Some(block.slice(span))
     }
 
     fn end(&self) -> u64 {
@@ -510,10 +604,23 @@ impl Reader {
             return Ok(());
         }
         match self.source() {
-            Source::Fill(fill) => fill.accepted().await,
+            Source::Fill(fill) => {
+                self.begins_with_fill = true;
+                fill.accepted().await
+            }
             Source::Store => Ok(()),
             Source::Nowhere => Err(BodyError::Missing),
         }
+    }
+
+    /// Whether the first byte was not here when [`Reader::prime`] looked.
+    pub fn begins_with_fill(&self) -> bool {
+        self.begins_with_fill
+    }
+
+    /// Whether this reader began that fill.
+    pub fn has_asked(&self) -> bool {
+        self.refilled_at.is_some()
     }
 
     /// The next bytes in order: `None` at the end of the span. Dropping the future loses nothing.
@@ -532,21 +639,23 @@ impl Reader {
                 Source::Store => continue,
                 Source::Nowhere => return Some(Err(BodyError::Missing)),
             };
-            match self.from_fill(&fill).await {
+            match self.await_fill(&fill).await {
                 Some(Ok(bytes)) => {
                     self.at += bytes.len() as u64;
                     return Some(Ok(bytes));
                 }
                 Some(Err(error)) if !self.may_resume(error) => return Some(Err(error)),
-                _ => self.joined = None,
+                Some(Err(_)) => self.joined = None,
+                // It is in the store by now, or has to be asked for again.
+                None => {}
             }
         }
     }
 
     /// Bytes at `at` from the block being filled, the memory tier or the disk.
     async fn held(&mut self) -> Option<Bytes> {
-        if let Some(Joined(fill)) = &self.joined
-            && let Step::Bytes(bytes) = fill.step(self.at, self.end)
+        if let Some(Joined { fill, id }) = &self.joined
+            && let Step::Bytes(bytes) = fill.step(*id, self.at, self.end)
         {
             return Some(bytes);
         }
@@ -565,12 +674,11 @@ impl Reader {
 
     /// What will bring byte `at`, which was not here a moment ago. Asks for it if nothing will.
     fn source(&mut self) -> Source {
-        if let Some(Joined(fill)) = &self.joined
+        if let Some(Joined { fill, .. }) = &self.joined
             && fill.will_bring(self.at, u64::MAX)
         {
             return Source::Fill(fill.clone());
         }
-        self.joined = None;
         let found = self.body.fill_covering(self.at);
         let fill = match (found, &self.refill) {
             (Some(fill), _) => fill,
@@ -582,7 +690,7 @@ impl Reader {
             }
             (None, _) => return Source::Nowhere,
         };
-        self.joined = Some(Joined::new(fill.clone()));
+        self.joined = Some(Joined::new(fill.clone(), self.at));
         Source::Fill(fill)
     }
 
@@ -604,12 +712,13 @@ impl Reader {
     }
 
     /// Waits for the fill. `None`: look elsewhere again.
-    async fn from_fill(&self, fill: &Arc<Fill>) -> Option<Result<Bytes, BodyError>> {
+    async fn await_fill(&self, fill: &Arc<Fill>) -> Option<Result<Bytes, BodyError>> {
         loop {
             let changed = fill.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            match fill.step(self.at, self.end) {
+            let id = self.joined.as_ref().map_or(0, |joined| joined.id);
+            match fill.step(id, self.at, self.end) {
                 Step::Bytes(bytes) => return Some(Ok(bytes)),
                 Step::Passed | Step::Ended(Ok(()) | Err(BodyError::Abandoned)) => return None,
                 Step::Ended(Err(error)) => return Some(Err(error)),

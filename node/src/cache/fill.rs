@@ -148,9 +148,9 @@ impl Exchange {
                 (start > 0 || end.is_some()).then_some(Asked::Span(start, end))
             }
             // One block more than wanted, so that the block in which it begins is whole.
-            Wanted::Suffix(length) => {
-                Some(Asked::Suffix(length.saturating_add(block_size.get() as u64)))
-            }
+            Wanted::Suffix(length) => Some(Asked::Suffix(
+                length.saturating_add(block_size.get() as u64),
+            )),
         }
     }
 
@@ -166,8 +166,7 @@ impl Exchange {
             headers.insert(header::RANGE, asked.to_header());
         }
         let authority = self.origin.authority_for(&self.authority);
-        let mut request =
-            UpstreamRequest::new(self.method.clone(), self.target.clone(), authority);
+        let mut request = UpstreamRequest::new(self.method.clone(), self.target.clone(), authority);
         request.headers = headers;
         request
     }
@@ -204,7 +203,9 @@ impl Asked {
     fn is_answered_by(self, range: &ContentRange, length: u64) -> bool {
         let (start, end) = (range.span.start, range.span.end);
         match self {
-            Asked::Span(from, to) => start == from && to.is_none_or(|to| end <= to) && end <= length,
+            Asked::Span(from, to) => {
+                start == from && to.is_none_or(|to| end <= to) && end <= length
+            }
             Asked::Suffix(suffix) => start == length.saturating_sub(suffix) && end == length,
         }
     }
@@ -282,15 +283,23 @@ impl Fetcher {
             Ok(response) => response.status.as_u16().into(),
             Err(error) => origin_outcome(&error.kind),
         };
-        self.cache.metrics.origin_requests.increment((origin.id, outcome));
+        self.cache
+            .metrics
+            .origin_requests
+            .increment((origin.id, outcome));
         sent
     }
 
     /// The origin gave no answer: the stale one, if it may be served, or the failure.
     fn unreachable(&self, exchange: &Exchange, error: &OriginError) -> Led {
         let failure = failure(error);
-        self.stale_instead(exchange, ErrorSituation::Unreachable, None, failure.detail())
-            .unwrap_or(Led::Failed(failure))
+        self.stale_instead(
+            exchange,
+            ErrorSituation::Unreachable,
+            None,
+            failure.detail(),
+        )
+        .unwrap_or(Led::Failed(failure))
     }
 
     fn stale_instead(
@@ -328,8 +337,14 @@ impl Fetcher {
         complete_head(&mut response, &self.pseudonym, now);
         match (response.status, &exchange.stale) {
             (StatusCode::NOT_MODIFIED, Some(stale)) => {
-                self.cache.metrics.validations.increment(Validation::NotModified);
-                return (self.validated(exchange, stale, &response, sent_at, now), Rest::Nothing);
+                self.cache
+                    .metrics
+                    .validations
+                    .increment(Validation::NotModified);
+                return (
+                    self.validated(exchange, stale, &response, sent_at, now),
+                    Rest::Nothing,
+                );
             }
             // Nothing was asked that 304 or a part could answer.
             (StatusCode::NOT_MODIFIED, None) => return fault("unasked-304"),
@@ -405,7 +420,10 @@ impl Fetcher {
             now,
         )
         .map_err(|reason| {
-            self.cache.metrics.uncacheable.increment(uncacheable(reason));
+            self.cache
+                .metrics
+                .uncacheable
+                .increment(uncacheable(reason));
             reason.detail()
         })?;
         if response.close_delimited {
@@ -419,8 +437,22 @@ impl Fetcher {
             headers.remove(header::CONTENT_RANGE);
         }
         let head = Head::new(status, headers, freshness, vary, variant);
+        let announced = match span {
+            Some((span, _)) => Some(span.end - span.start),
+            None => response.content_length,
+        };
+        if announced > Some(self.cache.store.largest_body()) {
+            self.cache
+                .metrics
+                .uncacheable
+                .increment(Uncacheable::TooLarge);
+            return Err("too-large");
+        }
         if span.is_some() && !head.is_joinable() {
-            self.cache.metrics.uncacheable.increment(Uncacheable::PartialContent);
+            self.cache
+                .metrics
+                .uncacheable
+                .increment(Uncacheable::PartialContent);
             return Err("partial-without-validator");
         }
         Ok(head)
@@ -435,7 +467,10 @@ impl Fetcher {
         span: Option<(Range<u64>, u64)>,
     ) -> (Led, Rest) {
         if exchange.stale.is_some() {
-            self.cache.metrics.validations.increment(Validation::Replaced);
+            self.cache
+                .metrics
+                .validations
+                .increment(Validation::Replaced);
         }
         let status = response.status;
         let store = &self.cache.store;
@@ -560,7 +595,10 @@ impl Fetcher {
         sent_at: SystemTime,
         now: SystemTime,
     ) {
-        let Some(stored) = exchange.stale.as_ref().filter(|_| response.status == StatusCode::OK)
+        let Some(stored) = exchange
+            .stale
+            .as_ref()
+            .filter(|_| response.status == StatusCode::OK)
         else {
             return;
         };
@@ -587,7 +625,9 @@ impl Fetcher {
         let outcome = transfer(metrics, origin, &mut body, &mut writer, &fill, linger).await;
         drop(body);
         let outcome = writer.finish(outcome).await;
-        self.cache.metrics.fill_ended(outcome.err().map(fill_failure));
+        self.cache
+            .metrics
+            .fill_ended(outcome.err().map(fill_failure));
         let object = &stored.body.object;
         if object.is_complete() && !object.is_gone() {
             self.cache.residency.persist(stored);
@@ -702,8 +742,13 @@ async fn transfer(
         };
         match frame {
             Some(Ok(Frame::Data(data))) => {
-                metrics.origin_response_bytes.add(origin.id, data.len() as u64);
+                metrics
+                    .origin_response_bytes
+                    .add(origin.id, data.len() as u64);
                 writer.write(data).await?;
+                if linger.is_some() && writer.is_in_vain() {
+                    return Err(BodyError::Abandoned);
+                }
             }
             // Stored responses have no trailers (RFC 9110 §6.5.1 allows to discard them).
             Some(Ok(Frame::Trailers(_))) => {}
@@ -796,7 +841,9 @@ impl Refill {
         if is_new {
             let refill = self.clone();
             let writer = FillWriter::new(self.store().clone(), body.clone(), fill.clone());
-            self.fetcher.tasks.spawn(async move { refill.run(writer).await });
+            self.fetcher
+                .tasks
+                .spawn(async move { refill.run(writer).await });
         }
         fill
     }
@@ -812,7 +859,10 @@ impl Refill {
         let blocks = block_size.span(span.start..end.max(span.start + 1));
         let gap = (self.origin.merge_gap / block_size.get() as u64) as u32;
         let run = body.object.missing_runs(blocks.clone(), gap);
-        let run = run.into_iter().next().unwrap_or(blocks.start..blocks.start + 1);
+        let run = run
+            .into_iter()
+            .next()
+            .unwrap_or(blocks.start..blocks.start + 1);
         block_size.floor(run.start as u64 * block_size.get() as u64)
             ..(run.end as u64 * block_size.get() as u64).min(length)
     }
@@ -829,7 +879,10 @@ impl Refill {
             Err(error) => Err(error),
         };
         let outcome = writer.finish(outcome).await;
-        self.fetcher.cache.metrics.fill_ended(outcome.err().map(fill_failure));
+        self.fetcher
+            .cache
+            .metrics
+            .fill_ended(outcome.err().map(fill_failure));
         if outcome == Err(BodyError::Changed) {
             self.fetcher.cache.residency.remove(&self.stored);
         }
@@ -850,14 +903,16 @@ impl Refill {
         if let Some(if_range) = validators.if_range() {
             request.headers.insert(header::IF_RANGE, if_range);
         }
-        let response = self.fetcher.send(&self.origin, request, &mut |_, _| {}).await;
+        let response = self
+            .fetcher
+            .send(&self.origin, request, &mut |_, _| {})
+            .await;
         let response = response.map_err(|_| BodyError::Unreachable)?;
         let length = self.stored.body.object.length();
         let same = validators.same_representation(&Validators::from_headers(&response.headers));
         match response.status {
             StatusCode::PARTIAL_CONTENT => {
-                let (span, complete) =
-                    partial_span(&response, asked).ok_or(BodyError::Protocol)?;
+                let (span, complete) = partial_span(&response, asked).ok_or(BodyError::Protocol)?;
                 if !same || length != Some(complete) {
                     return Err(BodyError::Changed);
                 }

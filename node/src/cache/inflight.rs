@@ -14,8 +14,8 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::cache::{Failure, StaleReason};
 use crate::cache::residency::Stored;
+use crate::cache::{Failure, StaleReason};
 
 /// What is being asked for: the cache key's hash, and the variant once the resource is known to vary.
 #[derive(Clone, PartialEq, Eq, Hash)]

@@ -80,13 +80,18 @@ impl Resource {
     /// The newest stored response that these request fields select (RFC 9111 §4.1).
     pub fn select(&self, request: &HeaderMap) -> Option<Arc<Stored>> {
         let variants = self.variants.load();
-        variants.iter().find(|stored| stored.matches(request)).cloned()
+        variants
+            .iter()
+            .find(|stored| stored.matches(request))
+            .cloned()
     }
 
     /// The variant that these request fields name, by what the newest response varies on.
     pub fn variant_of(&self, request: &HeaderMap) -> Option<VariantKey> {
         let variants = self.variants.load();
-        variants.first().map(|newest| newest.head.vary.key_for(request))
+        variants
+            .first()
+            .map(|newest| newest.head.vary.key_for(request))
     }
 
     pub fn variants(&self) -> Vec<Arc<Stored>> {
@@ -259,5 +264,4 @@ impl Residency {
             .get(key.hash())
             .is_some_and(|until| now_secs < until)
     }
-
 }

@@ -22,9 +22,7 @@ use super::{Phase, node_state};
 use crate::cache::Cache;
 use crate::origin;
 use crate::store::{DiskHealth, Store};
-use crate::telemetry::{
-    self, DiskState, IoEngine, Metrics, StoreOperation, Tier,
-};
+use crate::telemetry::{self, DiskState, IoEngine, Metrics, StoreOperation, Tier};
 
 /// Connections to the admin listener at a time.
 const MAX_CONNECTIONS: usize = 64;
@@ -39,7 +37,7 @@ struct Admin {
     phases: watch::Receiver<Phase>,
 }
 
-/// Serves until the node drains.
+/// Serves until the data threads have ended: a draining node still says so.
 pub(super) fn start(
     listener: TcpListener,
     metrics: Arc<Metrics>,
@@ -69,14 +67,14 @@ async fn serve(listener: TcpListener, admin: Admin) {
     };
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut phases = admin.phases.clone();
-    let drained = async move {
+    let ended = async move {
         // An error means that the node has gone: the same.
-        let _ = phases.wait_for(|phase| *phase != Phase::Serve).await;
+        let _ = phases.wait_for(|phase| *phase == Phase::Ended).await;
     };
-    tokio::pin!(drained);
+    tokio::pin!(ended);
     loop {
         let (accepted, place) = tokio::select! {
-            () = &mut drained => return,
+            () = &mut ended => return,
             accepted = async {
                 let place = places.clone().acquire_owned().await;
                 (listener.accept().await, place)
@@ -86,6 +84,10 @@ async fn serve(listener: TcpListener, admin: Admin) {
             continue;
         };
         let admin = admin.clone();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "these end with the control thread's runtime"
+        )]
         tokio::spawn(async move {
             let _place = place;
             let service = service_fn(move |request| {
@@ -131,7 +133,10 @@ impl Admin {
             DiskHealth::Degraded { reason } => format!("disk: degraded: {reason}"),
             DiskHealth::Off { reason } => format!("disk: off: {reason}"),
         };
-        text(StatusCode::OK, format!("ready\n{disk}\nio: {}\n", health.io))
+        text(
+            StatusCode::OK,
+            format!("ready\n{disk}\nio: {}\n", health.io),
+        )
     }
 }
 
@@ -139,7 +144,10 @@ fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
@@ -157,10 +165,17 @@ pub(super) fn sample(
         sample_store(metrics, &store);
         let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         metrics.origin_retries.set((), read(&origins.retries));
-        metrics.origin_connections_opened.set((), read(&origins.connections_opened));
-        metrics.origin_connections_reused.set((), read(&origins.connections_reused));
-        metrics.origin_connections_failed.set((), read(&origins.connections_failed));
-        let gauge = |gauge: &std::sync::atomic::AtomicI64| gauge.load(Ordering::Relaxed).max(0) as u64;
+        metrics
+            .origin_connections_opened
+            .set((), read(&origins.connections_opened));
+        metrics
+            .origin_connections_reused
+            .set((), read(&origins.connections_reused));
+        metrics
+            .origin_connections_failed
+            .set((), read(&origins.connections_failed));
+        let gauge =
+            |gauge: &std::sync::atomic::AtomicI64| gauge.load(Ordering::Relaxed).max(0) as u64;
         metrics.origin_connections.set((), gauge(&origins.open));
         metrics.origin_waiting.set((), gauge(&origins.waiting));
         metrics.tasks.set((), tasks.load(Ordering::Relaxed) as u64);
@@ -172,22 +187,38 @@ fn sample_store(metrics: &Metrics, store: &Store) {
     let counted = store.metrics();
     let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     metrics.store_reads.set(Tier::Disk, read(&counted.reads));
-    metrics.store_reads.set(Tier::Memory, counted.memory_hits.load(Ordering::Relaxed));
-    metrics.store_read_bytes.set(Tier::Disk, read(&counted.read_bytes));
+    metrics
+        .store_reads
+        .set(Tier::Memory, counted.memory_hits.load(Ordering::Relaxed));
+    metrics
+        .store_read_bytes
+        .set(Tier::Disk, read(&counted.read_bytes));
     metrics.store_writes.set((), read(&counted.writes));
-    metrics.store_written_bytes.set((), read(&counted.write_bytes));
-    metrics.store_errors.set(StoreOperation::Read, read(&counted.read_errors));
-    metrics.store_errors.set(StoreOperation::Write, read(&counted.write_errors));
-    metrics.store_errors.set(StoreOperation::Index, read(&counted.index_errors));
-    metrics.store_checksum_errors.set((), read(&counted.crc_errors));
+    metrics
+        .store_written_bytes
+        .set((), read(&counted.write_bytes));
+    metrics
+        .store_errors
+        .set(StoreOperation::Read, read(&counted.read_errors));
+    metrics
+        .store_errors
+        .set(StoreOperation::Write, read(&counted.write_errors));
+    metrics
+        .store_errors
+        .set(StoreOperation::Index, read(&counted.index_errors));
+    metrics
+        .store_checksum_errors
+        .set((), read(&counted.crc_errors));
     metrics.store_full.set((), read(&counted.enospc));
     metrics.store_evictions.set((), read(&counted.evictions));
     let usage = store.usage();
-    metrics.store_objects.set((), usage.objects as u64);
+    metrics.store_objects.set((), usage.objects);
     metrics.store_bytes.set(Tier::Disk, usage.disk_bytes);
     metrics.store_bytes.set(Tier::Memory, usage.memory_bytes);
     metrics.store_limit_bytes.set(Tier::Disk, usage.disk_limit);
-    metrics.store_limit_bytes.set(Tier::Memory, usage.memory_limit);
+    metrics
+        .store_limit_bytes
+        .set(Tier::Memory, usage.memory_limit);
     metrics.store_unwritten_bytes.set((), usage.dirty_bytes);
     let health = store.health();
     metrics.disk_state.set_only(match health.disk {

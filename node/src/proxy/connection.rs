@@ -155,7 +155,9 @@ pub async fn accept(
             Ok(accepted) => accepted,
             Err(error) => {
                 if is_out_of_descriptors(&error) {
-                    metrics.client_connections_refused.increment(Refused::Descriptors);
+                    metrics
+                        .client_connections_refused
+                        .increment(Refused::Descriptors);
                     tokio::time::sleep(DESCRIPTOR_REST).await;
                 }
                 continue;
@@ -183,7 +185,10 @@ pub async fn accept(
 
 fn is_out_of_descriptors(error: &std::io::Error) -> bool {
     use nix::libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
-    matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS | ENOMEM))
+    matches!(
+        error.raw_os_error(),
+        Some(EMFILE | ENFILE | ENOBUFS | ENOMEM)
+    )
 }
 
 async fn serve(mut socket: TcpStream, client: Client, proxy: Rc<Proxy>) {

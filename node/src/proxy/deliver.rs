@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 
 use crate::cache::head::Head;
 use crate::cache::residency::Stored;
-use crate::cache::{BodyError, Failure, How, Passed, Reader, UpstreamFields};
+use crate::cache::{BodyError, Failure, Forward, How, Passed, Reader, UpstreamFields};
 use crate::clock;
 use crate::proxy::message::Body;
 use crate::proxy::multipart::{Multipart, Part};
@@ -83,16 +83,21 @@ impl Proxy {
             Err(stored) => stored,
         };
         let selection = select(question, &stored, now);
+        let mut how = how;
         let body = match &selection {
             _ if question.cache.method == Method::HEAD => Body::Empty,
             Selection::NotModified | Selection::Unsatisfiable(_) => Body::Empty,
             Selection::Whole => {
                 let end = stored.body.object.length().unwrap_or(u64::MAX);
-                self.read(question, &stored, 0..end).await?
+                self.read(question, &stored, 0..end, &mut how).await?
             }
-            Selection::Part(span, _) => self.read(question, &stored, span.clone()).await?,
+            Selection::Part(span, _) => {
+                self.read(question, &stored, span.clone(), &mut how).await?
+            }
             Selection::Parts(spans, length) => {
-                return self.deliver_parts(question, &stored, spans, *length, how).await;
+                return self
+                    .deliver_parts(question, &stored, spans, *length, how)
+                    .await;
             }
         };
         Ok(delivered(stored, selection, body, how, now))
@@ -103,9 +108,11 @@ impl Proxy {
         question: &Question,
         stored: &Arc<Stored>,
         span: Range<u64>,
+        how: &mut How,
     ) -> Result<Body, BodyError> {
         let mut reader = self.reader(question, stored, span);
         reader.prime().await?;
+        note_fill(how, &reader);
         Ok(Body::Stored(Box::new(reader)))
     }
 
@@ -128,11 +135,13 @@ impl Proxy {
     ) -> Result<Delivered, BodyError> {
         let boundary = Boundary::new(stored.body.object.id().0 ^ length.rotate_left(32));
         let content_type = stored.head.headers.get(header::CONTENT_TYPE);
+        let mut how = how;
         let mut parts = VecDeque::with_capacity(spans.len());
         for (place, span) in spans.iter().enumerate() {
             let mut reader = self.reader(question, stored, span.clone());
             if place == 0 {
                 reader.prime().await?;
+                note_fill(&mut how, &reader);
             }
             let head = boundary.part_head(content_type, span, length, place == 0);
             parts.push_back(Part {
@@ -154,6 +163,14 @@ impl Proxy {
             how,
             ttl: Some(stored.head.freshness.ttl(now)),
         })
+    }
+}
+
+/// A stored response whose first bytes had to be fetched is no hit (RFC 9211 §2.2: `partial`).
+fn note_fill(how: &mut How, reader: &Reader) {
+    if how.is_hit() && how.stale.is_none() && reader.begins_with_fill() {
+        how.forward = Some(Forward::Partial);
+        how.collapsed = !reader.has_asked();
     }
 }
 
@@ -212,12 +229,17 @@ fn delivered(
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(0), false)
         }
         Selection::Part(span, length) => {
-            headers.insert(header::CONTENT_RANGE, ContentRange::to_header(&span, length));
-            (StatusCode::PARTIAL_CONTENT, Some(span.end - span.start), true)
+            headers.insert(
+                header::CONTENT_RANGE,
+                ContentRange::to_header(&span, length),
+            );
+            (
+                StatusCode::PARTIAL_CONTENT,
+                Some(span.end - span.start),
+                true,
+            )
         }
-        Selection::Whole | Selection::Parts(..) => {
-            (head.status, stored.body.object.length(), true)
-        }
+        Selection::Whole | Selection::Parts(..) => (head.status, stored.body.object.length(), true),
     };
     Delivered {
         status,
@@ -287,9 +309,10 @@ pub(super) fn passed(question: &Question, passed: Passed, how: How) -> Result<De
             let Body::Upstream(body) = body else {
                 return Err(());
             };
-            delivered
-                .headers
-                .insert(header::CONTENT_RANGE, ContentRange::to_header(&span, length));
+            delivered.headers.insert(
+                header::CONTENT_RANGE,
+                ContentRange::to_header(&span, length),
+            );
             delivered.length = Some(span.end - span.start);
             delivered.body = Body::Window {
                 body,

@@ -81,7 +81,9 @@ struct Connection<Io> {
 enum After {
     NextRequest,
     /// `lingering`: the peer may still be sending, and must not lose our answer to a reset.
-    Close { lingering: bool },
+    Close {
+        lingering: bool,
+    },
     /// The socket has been given away.
     Gone,
 }
@@ -141,7 +143,11 @@ where
             };
             match read {
                 Ok(0) | Err(_) if deadline.is_none() => return Err(HeadEnd::Closed),
-                Ok(0) => return Err(HeadEnd::Malformed(HeadError::Malformed("ended in its head"))),
+                Ok(0) => {
+                    return Err(HeadEnd::Malformed(HeadError::Malformed(
+                        "ended in its head",
+                    )));
+                }
                 Ok(_) => {}
                 Err(_) => return Err(HeadEnd::TimedOut),
             }
@@ -208,7 +214,11 @@ where
     }
 
     /// The answer, unless the client leaves before there is one. Interim responses go out meanwhile.
-    async fn answer(&mut self, request: Request, body: Option<&RequestBody<Io>>) -> Option<Response> {
+    async fn answer(
+        &mut self,
+        request: Request,
+        body: Option<&RequestBody<Io>>,
+    ) -> Option<Response> {
         let proxy = self.proxy.clone();
         let mut answering = pin!(proxy.handle(request));
         loop {
@@ -278,7 +288,13 @@ where
         Ok(ending)
     }
 
-    fn encode_head(&mut self, response: &Response, version: Version, framing: Framing, ending: Ending) {
+    fn encode_head(
+        &mut self,
+        response: &Response,
+        version: Version,
+        framing: Framing,
+        ending: Ending,
+    ) {
         let out = &mut self.out;
         out.clear();
         encode::status_line(out, Version::HTTP_11, response.status);
@@ -350,7 +366,11 @@ where
         }
     }
 
-    async fn write_framed(&mut self, framing: Framing, mut bytes: Bytes) -> Result<(), Interrupted> {
+    async fn write_framed(
+        &mut self,
+        framing: Framing,
+        mut bytes: Bytes,
+    ) -> Result<(), Interrupted> {
         if framing == Framing::Chunked {
             if bytes.is_empty() {
                 return Ok(());
@@ -503,7 +523,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBody<Io> {
         let decoder = self.decoder.borrow();
         !self.failed.get()
             && (decoder.is_end()
-                || !self.awaits_continue.get() && decoder.expected_bytes() <= self.limits.max_drained_body)
+                || !self.awaits_continue.get()
+                    && decoder.expected_bytes() <= self.limits.max_drained_body)
     }
 
     async fn drain(&self) -> bool {
@@ -524,7 +545,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBody<Io> {
     }
 
     /// The next piece, in order; `None` at the body's end.
-    pub fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, RequestBodyError>>> {
+    pub fn poll_piece(
+        &self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Piece, RequestBodyError>>> {
         if !self.started.replace(true) {
             self.io.start_reading_body(self.limits.request_timeout);
         }

@@ -100,7 +100,11 @@ async fn exchange(
     let response = match accept(request, client, &proxy) {
         Ok(request) => proxy.handle(request).await,
         Err(status) => {
-            proxy.shared.metrics.bad_requests.increment(BadRequest::Http2);
+            proxy
+                .shared
+                .metrics
+                .bad_requests
+                .increment(BadRequest::Http2);
             return refusal(status);
         }
     };
@@ -207,11 +211,18 @@ fn outgoing(mut response: Response, is_head: bool, proxy: Rc<Proxy>) -> http::Re
     for (name, value) in &response.headers {
         headers.append(name, value.clone());
     }
-    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
+    for name in [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+    ] {
         headers.remove(name);
     }
     let bodiless = is_head || respond::is_bodiless(response.status);
-    if let Some(length) = response.length.filter(|_| !respond::is_bodiless(response.status)) {
+    if let Some(length) = response
+        .length
+        .filter(|_| !respond::is_bodiless(response.status))
+    {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
     let status = response.status;
@@ -397,7 +408,11 @@ impl<Io> Watched<Io> {
         }
     }
 
-    fn moved<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn moved<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             self.stall.moved();
             return polled;

@@ -246,7 +246,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> ClientIo<Io> {
     }
 
     /// Writes `head`, `body` and `tail`, in one call to the kernel if it takes them.
-    pub async fn write(&self, head: &mut BytesMut, body: &mut Bytes, tail: &mut Bytes) -> io::Result<()> {
+    pub async fn write(
+        &self,
+        head: &mut BytesMut,
+        body: &mut Bytes,
+        tail: &mut Bytes,
+    ) -> io::Result<()> {
         let written = poll_fn(|cx| {
             ready!(self.poll_outbox(cx))?;
             while head.has_remaining() || body.has_remaining() || tail.has_remaining() {

@@ -183,7 +183,11 @@ impl Proxy {
     /// Adds how the answer came about.
     pub fn respond(&self, delivered: Delivered, mut report: Report) -> Response {
         let mut headers = delivered.headers;
-        let status = cache_status(&delivered.how, delivered.ttl, &self.shared.identity.cache_name);
+        let status = cache_status(
+            &delivered.how,
+            delivered.ttl,
+            &self.shared.identity.cache_name,
+        );
         let status = status.to_header();
         report.cache_status = Some(status.clone());
         report.how = Some(delivered.how);
@@ -229,16 +233,36 @@ fn forward_token(forward: Forward) -> &'static str {
 /// What the metrics call an outcome.
 pub fn cache_result(how: &How) -> CacheResult {
     match how {
-        How { synthetic: true, .. } => CacheResult::Synthetic,
-        How { stale: Some(StaleReason::WhileRevalidate), .. } => CacheResult::Updating,
+        How {
+            synthetic: true, ..
+        } => CacheResult::Synthetic,
+        How {
+            stale: Some(StaleReason::WhileRevalidate),
+            ..
+        } => CacheResult::Updating,
         How { stale: Some(_), .. } => CacheResult::Stale,
-        How { revalidated: true, .. } => CacheResult::Revalidated,
-        How { collapsed: true, .. } => CacheResult::Collapsed,
+        How {
+            revalidated: true, ..
+        } => CacheResult::Revalidated,
+        How {
+            collapsed: true, ..
+        } => CacheResult::Collapsed,
         How { forward: None, .. } => CacheResult::Hit,
-        How { forward: Some(Forward::Stale), .. } => CacheResult::Expired,
-        How { forward: Some(Forward::Partial), .. } => CacheResult::Partial,
-        How { forward: Some(Forward::Bypass | Forward::Method), .. } => CacheResult::Bypass,
-        How { forward: Some(_), .. } => CacheResult::Miss,
+        How {
+            forward: Some(Forward::Stale),
+            ..
+        } => CacheResult::Expired,
+        How {
+            forward: Some(Forward::Partial),
+            ..
+        } => CacheResult::Partial,
+        How {
+            forward: Some(Forward::Bypass | Forward::Method),
+            ..
+        } => CacheResult::Bypass,
+        How {
+            forward: Some(_), ..
+        } => CacheResult::Miss,
     }
 }
 

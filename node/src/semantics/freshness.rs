@@ -371,7 +371,10 @@ impl Freshness {
         }
         let must_validate = refused || self.must_revalidate || client.min_fresh.is_some();
         let implied = self.revalidates_by_s_maxage;
-        if !must_validate && !implied && client.max_stale.is_some_and(|secs| -ttl <= i64::from(secs)) {
+        if !must_validate
+            && !implied
+            && client.max_stale.is_some_and(|secs| -ttl <= i64::from(secs))
+        {
             return Decision::StaleAllowed;
         }
         let own = self.stale_while_revalidate_secs;
@@ -938,11 +941,7 @@ mod tests {
                 Ok(0),
             ),
             (200, "cache-control: max-age=0, stale-if-error=9", Ok(0)),
-            (
-                200,
-                "cache-control: s-maxage=0, stale-if-error=9",
-                Ok(0),
-            ),
+            (200, "cache-control: s-maxage=0, stale-if-error=9", Ok(0)),
         ] {
             let found = store("", status, response, &Rules::default());
             assert_eq!(

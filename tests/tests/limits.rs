@@ -1,0 +1,242 @@
+//! What one client may cost. All limits are small here, so that nothing takes long.
+
+use std::time::Duration;
+
+use caje_tests::{Connection, End, Node, Origin};
+
+const SHORT: Duration = Duration::from_millis(150);
+
+async fn stage(change: impl FnOnce(&mut caje_node::config::Limits)) -> (Origin, Node) {
+    let origin = Origin::start().await;
+    origin.prefix("/").body("x").cache_control("max-age=60");
+    let node = Node::with(&origin, |config| change(&mut config.limits)).await;
+    (origin, node)
+}
+
+#[tokio::test]
+async fn a_long_target_is_414() {
+    let (origin, node) = stage(|limits| limits.max_uri_bytes = 100).await;
+    node.get(&format!("/{}", "a".repeat(99))).await.says("x");
+    let mut connection = node.connect().await;
+    connection.send(node.get(&format!("/{}", "a".repeat(100))).bytes()).await;
+    connection.answer("GET").await.expect(414);
+    connection.is_closed().await;
+    assert_eq!(origin.requests_total(), 1);
+}
+
+#[tokio::test]
+async fn a_large_head_is_431() {
+    let (origin, node) = stage(|limits| {
+        limits.max_header_bytes = 2000;
+        limits.max_headers = 20;
+    })
+    .await;
+    node.get("/a").header("x", &"y".repeat(1500)).await.says("x");
+    for fields in [format!("x: {}\r\n", "y".repeat(2000)), "x: y\r\n".repeat(21)] {
+        let mut connection = node.connect().await;
+        connection.send(format!("GET /b HTTP/1.1\r\nhost: a.example\r\n{fields}\r\n")).await;
+        connection.answer("GET").await.expect(431);
+        connection.is_closed().await;
+    }
+    // One that never ends is refused as soon as it is too large.
+    let mut connection = node.connect().await;
+    connection.send("GET /b HTTP/1.1\r\nhost: a.example\r\n").await;
+    while connection.try_send("x: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(100)).await.is_ok() {}
+    assert_eq!(origin.requests("/b"), 0);
+    assert!(node.metric("caje_bad_requests_total{reason=\"headers_too_large\"}").await >= 3.0);
+}
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_is_closed() {
+    let (_origin, node) = stage(|limits| limits.first_byte_timeout = SHORT).await;
+    let mut connection = node.connect().await;
+    let all = connection.all().await;
+    assert!(all.is_empty() || all.starts_with(b"HTTP/1.1 408"), "{all:?}");
+    // Half an HTTP/2 preface is no better.
+    let mut connection = node.connect().await;
+    connection.send("PRI * HTTP/2.0\r\n").await;
+    let all = connection.all().await;
+    assert!(!all.starts_with(b"HTTP/1.1 200"), "{all:?}");
+    assert!(node.metric("caje_client_timeouts_total{phase=\"first_byte\"}").await >= 1.0);
+}
+
+/// A head that comes too slowly, though bytes keep coming.
+#[tokio::test]
+async fn a_slow_head_is_408() {
+    let (origin, node) = stage(|limits| limits.header_timeout = SHORT).await;
+    let mut connection = node.connect().await;
+    connection.send("GET /a HTTP/1.1\r\nhost: a.example\r\n").await;
+    connection.answer("GET").await.expect(408);
+    connection.is_closed().await;
+    let mut connection = node.connect().await;
+    connection.get("/a").await.says("x");
+    connection.send("GET /a HTTP/1.1\r\n").await;
+    connection.answer("GET").await.expect(408);
+    assert_eq!(origin.requests_total(), 1);
+    assert!(node.metric("caje_client_timeouts_total{phase=\"head\"}").await >= 2.0);
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed() {
+    let (_origin, node) = stage(|limits| limits.idle_timeout = SHORT).await;
+    let mut connection = node.connect().await;
+    connection.get("/a").await.says("x");
+    connection.is_closed().await;
+    node.open_connections(0).await;
+}
+
+/// A body that stops coming takes neither a connection nor the origin's time for long.
+#[tokio::test]
+async fn a_slow_body_ends() {
+    let (origin, node) = stage(|limits| {
+        limits.header_timeout = SHORT;
+        limits.body_rate = 1_000_000;
+    })
+    .await;
+    for framing in ["content-length: 1000000", "transfer-encoding: chunked"] {
+        let mut connection = node.connect().await;
+        connection.send(format!("POST /a HTTP/1.1\r\nhost: a.example\r\n{framing}\r\n\r\n5\r\nhello\r\n")).await;
+        let all = connection.all().await;
+        assert!(!all.starts_with(b"HTTP/1.1 200"), "{all:?}");
+        node.open_connections(0).await;
+        origin.wait_open_connections(0).await;
+    }
+}
+
+/// A client that takes nothing of its answer is let go.
+#[tokio::test]
+async fn a_client_that_does_not_read_is_let_go() {
+    let origin = Origin::start().await;
+    let _ = origin.get("/a").generated(64 << 20).cache_control("no-store");
+    let node = Node::with(&origin, |config| config.limits.write_timeout = SHORT).await;
+    let mut connection = Connection::narrow(node.address()).await;
+    connection.send(node.get("/a").bytes()).await;
+    node.open_connections(0).await;
+    origin.wait_open_connections(0).await;
+    let got = connection.begin("GET").await.rest().await;
+    assert_eq!(got.end, End::Cut);
+    assert_eq!(slow_server::verify_body("/a", 0, &got.body), Ok(()));
+}
+
+#[tokio::test]
+async fn connections_per_address_are_capped() {
+    let (_origin, node) = stage(|limits| limits.max_connections_per_address = 5).await;
+    let mut open = Vec::new();
+    for _ in 0..5 {
+        let mut connection = node.connect().await;
+        connection.get("/a").await.says("x");
+        open.push(connection);
+    }
+    let mut refused = node.connect().await;
+    let _ = refused.try_send(node.get("/a").bytes()).await;
+    let all = refused.all().await;
+    assert!(!all.starts_with(b"HTTP/1.1 200"), "{all:?}");
+    assert!(node.metric("caje_client_connections_refused_total{reason=\"per_address\"}").await >= 1.0);
+    // Another address has its own; and a place that is given back can be taken.
+    open.pop().expect("a connection").reset();
+    node.open_connections(4).await;
+    let mut connection = node.connect().await;
+    connection.get("/a").await.says("x");
+}
+
+#[tokio::test]
+async fn connections_in_all_are_capped() {
+    let (_origin, node) = stage(|limits| limits.max_connections = 3).await;
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        let mut connection = node.connect().await;
+        connection.get("/a").await.says("x");
+        open.push(connection);
+    }
+    let mut refused = node.connect().await;
+    let _ = refused.try_send(node.get("/a").bytes()).await;
+    assert!(!refused.all().await.starts_with(b"HTTP/1.1 200"));
+    assert!(node.metric("caje_client_connections_refused_total{reason=\"total\"}").await >= 1.0);
+    for connection in &mut open {
+        connection.get("/a").await.says("x");
+    }
+}
+
+/// Chunk extensions are bounded in all, not each by itself.
+#[tokio::test]
+async fn endless_chunk_extensions_end() {
+    let (_origin, node) = stage(|_| {}).await;
+    for chunk in [format!("1;{}\r\nx\r\n", "e".repeat(1000)), format!("1;{}", "e".repeat(1_000_000))] {
+        let mut connection = node.connect().await;
+        connection.send("POST /a HTTP/1.1\r\nhost: a.example\r\ntransfer-encoding: chunked\r\n\r\n").await;
+        let mut sent = 0;
+        while connection.try_send(&chunk).await.is_ok() {
+            sent += chunk.len();
+            assert!(sent < 64 << 20, "{sent} bytes of chunk extensions were taken");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_trailer_bomb_ends() {
+    let (_origin, node) = stage(|_| {}).await;
+    let mut connection = node.connect().await;
+    connection.send("POST /a HTTP/1.1\r\nhost: a.example\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n").await;
+    let mut sent = 0;
+    let lines = "x-trailer: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(1000);
+    while connection.try_send(&lines).await.is_ok() {
+        sent += lines.len();
+        assert!(sent < 64 << 20, "{sent} bytes of trailers were taken");
+    }
+}
+
+/// Pipelined requests beyond what is answered wait in the kernel, not in memory.
+#[tokio::test]
+async fn a_flood_of_pipelined_requests_is_held_back() {
+    let origin = Origin::start().await;
+    let gate = origin.get("/a").body("x").gated();
+    let node = Node::start(&origin).await;
+    let mut connection = node.connect().await;
+    connection.send(node.get("/a").bytes()).await;
+    gate.reached().await;
+    let many = node.get("/a").bytes().repeat(1000);
+    let mut sent = 0;
+    // The sockets' buffers take some megabytes; then sending stalls, which is what is wanted.
+    while let Ok(Ok(())) = tokio::time::timeout(SHORT, connection.try_send(&many)).await {
+        sent += many.len();
+        assert!(sent < 256 << 20, "the node takes everything");
+    }
+    gate.open();
+    connection.reset();
+    node.open_connections(0).await;
+}
+
+/// 500 clients that leave in the middle of a miss leave descriptors and tasks where they were.
+#[tokio::test]
+async fn clients_that_leave_in_the_middle_cost_nothing() {
+    let origin = Origin::start().await;
+    let gate = origin.prefix("/leave").generated(1 << 20).cache_control("max-age=60").gated_at(1000);
+    origin.get("/warm").body("x").cache_control("max-age=60");
+    let node = Node::with(&origin, |config| {
+        config.limits.linger = Duration::from_millis(10);
+        config.origins[0].idle_timeout = SHORT;
+        config.origins[0].max_connections = 4000;
+    })
+    .await;
+    node.get("/warm").await.says("x");
+    node.at_rest().await;
+    node.open_connections(0).await;
+    let tasks = node.inner().live_tasks();
+    for _round in 0..5 {
+        let mut answers = Vec::new();
+        for n in 0..100 {
+            // Some share a fill, some have their own.
+            let mut answer = node.get(&format!("/leave/{}", n / 4)).open().await;
+            answer.take(1000).await;
+            answers.push(answer);
+        }
+        answers.into_iter().for_each(caje_tests::Answer::leave);
+        node.open_connections(0).await;
+    }
+    node.at_rest().await;
+    gate.open();
+    origin.wait_open_connections(0).await;
+    node.tasks_at_most(tasks).await;
+    assert_eq!(node.metric("caje_origin_connections").await, 0.0);
+    node.get("/leave/0").await.is_whole("/leave/0", 1 << 20);
+}
