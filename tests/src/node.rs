@@ -31,6 +31,15 @@ pub fn settings(origin: &Origin, folder: &Folder) -> Config {
     config
 }
 
+impl Drop for Node {
+    fn drop(&mut self) {
+        // A node blocks while it ends, which a thread of a runtime may not.
+        if let Some(node) = self.inner.take() {
+            let _ = std::thread::spawn(move || drop(node)).join();
+        }
+    }
+}
+
 impl Node {
     /// In front of this origin, with the settings that plays have in common.
     pub async fn start(origin: &Origin) -> Node {
@@ -90,10 +99,9 @@ impl Node {
     }
 
     /// Begins to end it well; the handle ends with it.
-    pub fn begin_drain(mut self) -> (tokio::task::JoinHandle<()>, Folder) {
+    pub fn begin_drain(&mut self) -> tokio::task::JoinHandle<()> {
         let node = self.inner.take().expect("the node runs");
-        let folder = std::mem::replace(&mut self.folder, Folder::new());
-        (tokio::task::spawn_blocking(move || node.drain()), folder)
+        tokio::task::spawn_blocking(move || node.drain())
     }
 
     pub fn config(&self) -> Config {

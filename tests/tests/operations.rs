@@ -1,1 +1,312 @@
-//! .
+//! What an operator does and sees: metrics, health, the access log, reloads, draining, the command line.
+
+use std::time::Duration;
+
+use caje_node::config::{AccessFormat, OriginUrl};
+use caje_node::telemetry::Label;
+use caje_tests::{CANARY, End, Folder, Node, Origin, Program, settings, until};
+use nix::sys::signal::Signal;
+
+const SIZE: u64 = 300_000;
+
+#[tokio::test]
+async fn health_and_readiness() {
+    let origin = Origin::start().await;
+    let node = Node::start(&origin).await;
+    assert!(node.admin("/_caje/healthz").await.expect(200).text().starts_with("ok"));
+    let ready = node.admin("/_caje/readyz").await.expect(200).text();
+    assert!(ready.starts_with("ready") && ready.contains("disk: ok"), "{ready}");
+    node.admin("/nothing").await.expect(404);
+    // None of it on the clients' listener: there it is the origin's.
+    origin.prefix("/").body("the origin's");
+    for target in ["/metrics", "/_caje/healthz", "/_caje/readyz"] {
+        node.get(target).await.says("the origin's");
+    }
+}
+
+#[tokio::test]
+async fn metrics_tell_what_happened() {
+    let origin = Origin::start().await;
+    origin.get("/a").body("hello").cache_control("max-age=60");
+    let node = Node::start(&origin).await;
+    node.get("/a").await.says("hello");
+    node.at_rest().await;
+    for _ in 0..3 {
+        node.get("/a").await.says("hello");
+    }
+    node.answered(4).await;
+    let got = node.admin("/metrics").await.expect(200);
+    assert!(got.head.get("content-type").is_some_and(|kind| kind.starts_with("text/plain; version=0.0.4")));
+    for (series, value) in [
+        ("caje_requests_total{class=\"2xx\",cache=\"miss\"}", 1.0),
+        ("caje_requests_total{class=\"2xx\",cache=\"hit\"}", 3.0),
+        ("caje_fills_started_total", 1.0),
+        ("caje_fills_completed_total", 1.0),
+        ("caje_origin_connections_opened_total", 1.0),
+        ("caje_store_objects", 1.0),
+        ("caje_node_state{state=\"serving\"}", 1.0),
+        ("caje_disk_state{state=\"ok\"}", 1.0),
+    ] {
+        assert_eq!(node.metric(series).await, value, "{series}");
+    }
+    assert!(node.metric("caje_client_connections_accepted_total").await >= 4.0);
+    assert!(node.metric("caje_response_bytes_total").await >= 20.0);
+    assert!(node.metric("caje_origin_requests_total{origin=\"origin\",outcome=\"2xx\"}").await >= 1.0);
+    assert!(node.metric("caje_origin_response_bytes_total{origin=\"origin\"}").await >= 5.0);
+    assert_eq!(node.metric("caje_time_to_first_byte_seconds_count{cache=\"hit\"}").await, 3.0);
+    // Each family has its sentence, and no client can make a series.
+    for family in node.metrics().families() {
+        assert!(got.text().contains(&format!("# HELP {} ", family.name)), "{}", family.name);
+    }
+    node.get(&format!("/{CANARY}")).host(CANARY).header("user-agent", CANARY).await.expect(404);
+    assert!(!node.admin("/metrics").await.expect(200).text().contains(CANARY));
+}
+
+/// A request that joins a body in the middle of its fill counts as joined too.
+#[tokio::test]
+async fn joining_a_body_under_way_is_counted() {
+    let origin = Origin::start().await;
+    let gate = origin.get("/a").generated(SIZE).cache_control("max-age=60").gated_at(1000);
+    let node = Node::start(&origin).await;
+    let mut first = node.get("/a").open().await;
+    first.take(1000).await;
+    let second = node.get("/a").open().await;
+    assert!(second.head.cache_status().contains("collapsed"), "{}", second.head.text);
+    node.joined_fills(1).await;
+    gate.open();
+    first.rest().await;
+    second.rest().await.is_whole("/a", SIZE);
+}
+
+async fn logged(format: AccessFormat) -> Vec<String> {
+    let origin = Origin::start().await;
+    origin.get("/a").body("hello").cache_control("max-age=60");
+    let folder = Folder::new();
+    let path = folder.join("access.log");
+    let mut config = settings(&origin, &folder);
+    config.log.access = format;
+    config.log.path = Some(path.clone());
+    config.node.region = Some("lhr".to_owned());
+    let node = Node::run(config, folder).await;
+    node.get("/a").header("user-agent", "test \"quoted\" \u{e9}").header("referer", "http://r/").await.says("hello");
+    node.at_rest().await;
+    node.get("/a").await.says("hello");
+    let read = || std::fs::read_to_string(&path).unwrap_or_default();
+    until(|| format!("two lines: {}", read()), || read().lines().count() >= 2).await;
+    read().lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn the_combined_log_has_a_line_for_each_answer() {
+    let lines = logged(AccessFormat::Combined).await;
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    for line in &lines {
+        assert!(line.starts_with("127.0.0.1 - - ["), "{line}");
+        assert!(line.contains("\"GET /a HTTP/1.1\" 200 5 "), "{line}");
+    }
+    assert!(lines[0].contains("\"http://r/\""), "{}", lines[0]);
+    assert!(!lines[0].contains("\"test \"quoted"), "{}", lines[0]);
+}
+
+#[tokio::test]
+async fn the_json_log_has_a_line_for_each_answer() {
+    let lines = logged(AccessFormat::Json).await;
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    for line in &lines {
+        assert!(line.starts_with('{') && line.ends_with('}'), "{line}");
+        assert!(line.contains("\"method\":\"GET\"") && line.contains("\"status\":200"), "{line}");
+        assert!(line.contains("\"lhr\""), "{line}");
+    }
+    assert!(lines[0].contains("miss") && lines[1].contains("hit"), "{lines:#?}");
+}
+
+#[tokio::test]
+async fn a_reload_swaps_rules_under_living_connections() {
+    let (one, two) = (Origin::start().await, Origin::start().await);
+    one.prefix("/").body("one").cache_control("no-store");
+    two.prefix("/").body("two").cache_control("no-store");
+    let node = Node::start(&one).await;
+    let gate = one.get("/held").generated(SIZE).cache_control("no-store").gated_at(10);
+    let mut held = node.get("/held").open().await;
+    held.take(10).await;
+    let mut connection = node.connect().await;
+    connection.get("/a").await.says("one");
+    let mut config = node.config();
+    config.origins[0].url = OriginUrl::parse(&two.url()).expect("a URL");
+    config.limits.max_uri_bytes = 50;
+    let sections = node.inner().reload(config).expect("reload");
+    assert!(sections.is_empty(), "{sections:?}");
+    connection.get("/a").await.says("two");
+    gate.open();
+    let rest = held.rest().await;
+    assert_eq!((rest.end, rest.body.len() as u64), (End::Whole, SIZE - 10));
+    connection.send(node.get(&format!("/{}", "a".repeat(50))).bytes()).await;
+    connection.answer("GET").await.expect(414);
+    assert_eq!(node.metric("caje_config_reloads_total{result=\"ok\"}").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_reload_that_fails_changes_nothing() {
+    let origin = Origin::start().await;
+    origin.get("/a").body("x");
+    let node = Node::start(&origin).await;
+    let mut connection = node.connect().await;
+    connection.get("/a").await.says("x");
+    let mut config = node.config();
+    config.origins[0].url = OriginUrl::parse("https://a.example").expect("a URL");
+    config.origins[0].tls_ca = Some("/no/such/file".into());
+    assert!(node.inner().reload(config).is_err());
+    connection.get("/a").await.says("x");
+    assert_eq!(node.metric("caje_config_reloads_total{result=\"failed\"}").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_drain_finishes_what_runs_and_takes_nothing_new() {
+    let origin = Origin::start().await;
+    let gate = origin.get("/a").generated(SIZE).cache_control("max-age=600").gated_at(10);
+    origin.get("/idle").body("x");
+    let mut node = Node::start(&origin).await;
+    let address = node.address();
+    let ready = node.admin("/_caje/readyz");
+    let mut running = node.get("/a").open().await;
+    running.take(10).await;
+    let mut idle = node.connect().await;
+    idle.get("/idle").await.says("x");
+    let drained = node.begin_drain();
+    idle.is_closed().await;
+    let refused = || std::net::TcpStream::connect(address).is_err();
+    until(|| "the listener to close".to_owned(), refused).await;
+    assert!(!drained.is_finished());
+    // While it drains it says so, or says nothing more.
+    drop(ready);
+    gate.open();
+    let rest = running.rest().await;
+    assert_eq!((rest.end, rest.body.len() as u64), (End::Whole, SIZE - 10));
+    drained.await.expect("a drain");
+    // The body that arrived during the drain was kept.
+    let node = Node::launch(node.config()).await.expect("start again");
+    let mut connection = caje_tests::Connection::to(node.addresses()[0]).await;
+    assert!(connection.get("/a").await.is_whole("/a", SIZE).head.is_hit());
+    drop(connection);
+    tokio::task::spawn_blocking(move || node.drain()).await.expect("drain");
+}
+
+/// What does not end within the bound is ended.
+#[tokio::test]
+async fn a_drain_is_bounded() {
+    let origin = Origin::start().await;
+    let _gate = origin.get("/a").generated(SIZE).gated_at(10);
+    let mut node = Node::with(&origin, |config| config.limits.drain_timeout = Duration::from_millis(200)).await;
+    let mut running = node.get("/a").open().await;
+    running.take(10).await;
+    node.begin_drain().await.expect("a drain");
+    assert_eq!(running.rest().await.end, End::Cut);
+}
+
+fn file(origin: &Origin, folder: &Folder, more: &str) -> String {
+    let text = format!(
+        "[node]\nlisten = \"127.0.0.1:0\"\nthreads = 2\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+         [store]\ndir = \"{}\"\nsize = \"256MiB\"\nmemory = \"16MiB\"\n[log]\naccess = \"off\"\n\
+         [[origin]]\nname = \"main\"\nurl = \"{}\"\n{more}",
+        folder.join("store").display(),
+        origin.url()
+    );
+    let path = folder.join("caje.toml");
+    std::fs::write(&path, text).expect("write a file");
+    path.display().to_string()
+}
+
+async fn reloads(program: &Program, result: &str) -> f64 {
+    let text = program.admin("/metrics").await.expect(200).text();
+    let series = format!("caje_config_reloads_total{{result=\"{result}\"}} ");
+    let value = text.lines().find_map(|line| line.strip_prefix(&series));
+    value.map_or(0.0, |value| value.parse().expect("a number"))
+}
+
+async fn reloaded(program: &Program, result: &str, n: f64) {
+    let deadline = tokio::time::Instant::now() + caje_tests::PATIENCE;
+    while reloads(program, result).await < n {
+        assert!(tokio::time::Instant::now() < deadline, "no reload that {result}");
+    }
+}
+
+/// The program: SIGHUP and a changed file reload, a bad file changes nothing, SIGTERM drains.
+#[tokio::test]
+async fn the_program_reloads_and_drains() {
+    let origin = Origin::start().await;
+    origin.get("/a").body("x").cache_control("no-store");
+    origin.get("/b").body("set").header("set-cookie", "a=b").cache_control("max-age=60");
+    let folder = Folder::new();
+    let path = file(&origin, &folder, "");
+    let mut program = Program::start(&["run", "--config", &path]).await;
+    program.get("/a").await.says("x");
+    program.get("/b").await.says("set");
+    assert!(!program.get("/b").await.says("set").head.is_hit());
+    // A changed file.
+    file(&origin, &folder, "store_set_cookie = true\n");
+    reloaded(&program, "ok", 1.0).await;
+    program.get("/b").await.says("set");
+    assert!(program.get("/b").await.says("set").head.is_hit());
+    // A bad one.
+    file(&origin, &folder, "store_set_cookies = true\n");
+    reloaded(&program, "failed", 1.0).await;
+    assert!(program.get("/b").await.says("set").head.is_hit());
+    // A signal.
+    file(&origin, &folder, "");
+    let before = reloads(&program, "ok").await;
+    program.signal(Signal::SIGHUP);
+    reloaded(&program, "ok", before + 1.0).await;
+    // And the end.
+    let gate = origin.get("/c").generated(SIZE).gated_at(10);
+    let mut running = program.get("/c").open().await;
+    running.take(10).await;
+    program.signal(Signal::SIGTERM);
+    gate.open();
+    let rest = running.rest().await;
+    assert_eq!((rest.end, rest.body.len() as u64), (End::Whole, SIZE - 10));
+    assert_eq!(program.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_bad_file_is_refused_with_its_line() {
+    let origin = Origin::start().await;
+    let folder = Folder::new();
+    let path = file(&origin, &folder, "stale_if_eror = \"1h\"\nread_ahead = \"lots\"\n");
+    for command in ["check", "run"] {
+        let (code, _, error) = Program::run(&[command, "--config", &path]).await;
+        assert_eq!(code, Some(2), "{error}");
+        assert!(error.contains("stale_if_error"), "did it mean that? {error}");
+        assert!(error.contains("read_ahead") && error.contains("14"), "{error}");
+    }
+    let path = file(&origin, &folder, "");
+    assert_eq!(Program::run(&["check", "--config", &path]).await.0, Some(0));
+    let (code, _, error) = Program::run(&["run", "--config", "/no/such/file"]).await;
+    assert_eq!(code, Some(2), "{error}");
+    let (code, _, error) = Program::run(&["proxy", "--listen", "127.0.0.1:0", "--origin", "nonsense"]).await;
+    assert_eq!(code, Some(2), "{error}");
+}
+
+/// A second process on the folder ends with a sentence; a port that is taken too.
+#[tokio::test]
+async fn a_second_process_on_the_folder_is_refused() {
+    let origin = Origin::start().await;
+    origin.get("/a").body("x");
+    let folder = Folder::new();
+    let path = file(&origin, &folder, "");
+    let program = Program::start(&["run", "--config", &path]).await;
+    let (code, _, error) = Program::run(&["run", "--config", &path]).await;
+    assert!(code.is_some_and(|code| code != 0), "{error}");
+    assert!(error.contains("store"), "{error}");
+    program.get("/a").await.says("x");
+}
+
+/// Each metric stands in the operator's handbook.
+#[test]
+fn the_handbook_knows_every_metric() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
+    let text = std::fs::read_to_string(path).expect("read docs/operations.md");
+    for family in caje_node::telemetry::Metrics::new().families() {
+        assert!(text.contains(family.name), "{} is missing", family.name);
+    }
+    assert!(!caje_node::telemetry::DiskState::VALUES.is_empty());
+}

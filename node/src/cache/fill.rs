@@ -526,9 +526,10 @@ impl Fetcher {
         sent_at: SystemTime,
         now: SystemTime,
     ) -> Led {
-        if !update::selects_stored(&response.headers, &stale.head.validators) {
-            // It confirms the response that was asked about, but describes another: the one may be used
-            // this time, the other's fields must not be taken over.
+        // A 304 that names another strong validator than the one it was asked about (decision 0004): the
+        // response that was asked about is confirmed, but no further bytes may be joined to it.
+        let names_another = !update::selects_stored(&response.headers, &stale.head.validators);
+        if names_another && !stale.body.object.is_complete() {
             return Led::Validated(stale.clone());
         }
         match self.refreshed(exchange, stale, &response.headers, sent_at, now) {
