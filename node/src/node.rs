@@ -14,7 +14,7 @@ mod admin;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -302,12 +302,13 @@ impl DataThread {
 
 fn open_cache(config: &Config, metrics: &Arc<Metrics>) -> Result<Cache, StartError> {
     // The store calls back about evictions before the residency can exist: a slot between the two.
-    let slot: Arc<std::sync::OnceLock<Arc<Residency>>> = Arc::default();
+    // Weak, or the store would hold itself through it.
+    let slot: Arc<OnceLock<Weak<Residency>>> = Arc::default();
     let events = {
         let slot = slot.clone();
         StoreEvents {
             on_evicted: Box::new(move |object| {
-                if let Some(residency) = slot.get() {
+                if let Some(residency) = slot.get().and_then(Weak::upgrade) {
                     residency.evicted(object);
                 }
             }),
@@ -316,7 +317,7 @@ fn open_cache(config: &Config, metrics: &Arc<Metrics>) -> Result<Cache, StartErr
     let (store, recovered) = Store::open(config.store_settings(), events)?;
     let residency = Arc::new(Residency::new(store.clone()));
     // Set once, just made.
-    let _ = slot.set(residency.clone());
+    let _ = slot.set(Arc::downgrade(&residency));
     residency.recover(recovered);
     Ok(Cache {
         store,

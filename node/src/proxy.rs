@@ -34,6 +34,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode, Version};
 
 use crate::cache::fill::complete_head;
+use crate::cache::residency::Stored;
 use crate::cache::{self, Failure};
 use crate::cache::{Answer, Forward, How, LocalCache, Lookup, OriginRules, UpstreamFields, Wanted};
 use crate::clock;
@@ -183,7 +184,7 @@ impl Proxy {
             interims: request.interims.take(),
         };
         if let Lookup::Fresh(stored) = self.cache.shared.lookup(&question.cache, now) {
-            let how = how_hit(&stored);
+            let how = self.how_hit(&stored);
             match self.deliver_cached(&question, stored, how, now) {
                 Ok(delivered) => return self.respond(delivered, report),
                 Err(stored) => {
@@ -199,7 +200,7 @@ impl Proxy {
     async fn answer(
         &self,
         question: Question,
-        mut found: Option<(Arc<cache::residency::Stored>, How)>,
+        mut found: Option<(Arc<Stored>, How)>,
         route: Route,
         report: Report,
     ) -> Response {
@@ -240,7 +241,7 @@ impl Proxy {
         let request = &question.cache;
         match self.cache.shared.lookup(request, now) {
             Lookup::Fresh(stored) => {
-                let how = how_hit(&stored);
+                let how = self.how_hit(&stored);
                 Answer::Stored(stored, how)
             }
             Lookup::StaleWhileRevalidate(stored) => {
@@ -369,7 +370,8 @@ impl Proxy {
         }
         hop::strip_hop_by_hop(&mut response.headers);
         complete_head(&mut response, &self.shared.identity.pseudonym, clock::now());
-        self.respond(respond::through(response, how), report)
+        let is_head = request.method == Method::HEAD;
+        self.respond(respond::through(response, is_head, how), report)
     }
 
     /// RFC 9111 §4.4: a successful unsafe request invalidates its target and what it points to.
@@ -404,6 +406,20 @@ impl Proxy {
 
     fn synthetic(&self, refusal: respond::Refusal, report: Report) -> Response {
         self.respond(refusal.into_delivered(), report)
+    }
+
+    /// A stored response whose first fill is still running was not here when it was asked for.
+    fn how_hit(&self, stored: &Stored) -> How {
+        let body = &stored.body;
+        let arriving = !body.object.is_complete() && body.has_fill();
+        if arriving {
+            self.shared.metrics.fills_joined.increment(());
+        }
+        How {
+            forward: arriving.then_some(Forward::UriMiss),
+            collapsed: arriving,
+            ..How::default()
+        }
     }
 
     pub fn count_malformed(&self, error: &HeadError) {
@@ -489,17 +505,6 @@ fn wanted(ranges: &Ranges) -> Wanted {
             None => Wanted::All,
         },
         _ => Wanted::All,
-    }
-}
-
-/// A stored response whose first fill is still running was not here when it was asked for.
-fn how_hit(stored: &cache::residency::Stored) -> How {
-    let body = &stored.body;
-    let arriving = !body.object.is_complete() && body.has_fill();
-    How {
-        forward: arriving.then_some(Forward::UriMiss),
-        collapsed: arriving,
-        ..How::default()
     }
 }
 

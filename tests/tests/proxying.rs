@@ -233,7 +233,7 @@ async fn an_absolute_target_wins() {
     assert!(node.get("/a").host("b.example").await.says("b.example /a").head.is_hit());
     node.get("/a").await.says("a.example /a");
     connection.send("GET http://b.example HTTP/1.1\r\nhost: a.example\r\n\r\n").await;
-    connection.answer("GET").await.expect(404);
+    connection.answer("GET").await.expect(200);
     assert_eq!(origin.requests_log().pop().expect("a request").target, "/");
 }
 
@@ -293,8 +293,8 @@ async fn a_post_streams_both_ways_at_once() {
     // The origin has answered the first piece; the second is sent only now.
     let mut connection = answer.into_connection();
     connection.send("4\r\ndefg\r\n").await;
-    let chunk = connection.take(9).await;
-    assert!(chunk.ends_with(b"defg\r\n"), "{chunk:?}");
+    // First comes the end of the first chunk.
+    assert_eq!(connection.take(11).await, "\r\n4\r\ndefg\r\n");
     connection.send("0\r\n\r\n").await;
     assert_eq!(connection.take(5).await, "0\r\n\r\n");
     assert!(origin.malformed().is_empty());
@@ -434,6 +434,7 @@ async fn expect_with_a_refusal_does_not_desynchronise() {
     assert!(got.status() == 403 || got.status() == 100, "{}", got.head.text);
     // Whether a client sends it or not: it is the body.
     let _ = connection.try_send(smuggled).await;
+    connection.finish().await;
     let rest = connection.all().await;
     assert!(!String::from_utf8_lossy(&rest).contains(CANARY), "{rest:?}");
     assert_eq!(origin.requests("/smuggled"), 0);

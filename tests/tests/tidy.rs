@@ -90,13 +90,19 @@ fn modules_import_downwards_only() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// A line of code without what stands between double quotes.
+fn without_strings(line: &str) -> String {
+    line.split('"').step_by(2).collect::<Vec<_>>().join("")
+}
+
 #[test]
 fn only_the_store_s_io_is_unsafe() {
     let keyword = concat!("un", "safe");
     for (file, text) in sources("node/src") {
         let allowed = file == "store/io.rs" || file.starts_with("store/io/");
         let found = text.lines().any(|line| {
-            let code = line.split("//").next().unwrap_or_default();
+            let code = without_strings(line);
+            let code = code.split("//").next().unwrap_or_default();
             code.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
                 .any(|word| word == keyword)
         });

@@ -134,14 +134,23 @@ impl Body {
     }
 
     fn covering(fills: &[Arc<Fill>], at: u64, joinable: bool) -> Option<Arc<Fill>> {
-        let distance = if joinable { JOIN_DISTANCE } else { u64::MAX };
+        let distance = join_distance(joinable);
         let near = |fill: &&Arc<Fill>| fill.will_bring(at, distance);
         fills.iter().find(near).cloned()
+    }
+
+    fn join_distance(&self) -> u64 {
+        join_distance(self.joinable)
     }
 
     fn forget(&self, fill: &Arc<Fill>) {
         self.fills.lock().retain(|other| !Arc::ptr_eq(other, fill));
     }
+}
+
+/// Bytes that cannot be asked for by themselves are worth any wait.
+fn join_distance(joinable: bool) -> u64 {
+    if joinable { JOIN_DISTANCE } else { u64::MAX }
 }
 
 /// One exchange with an upstream that brings a contiguous span of a body.
@@ -675,7 +684,7 @@ impl Reader {
     /// What will bring byte `at`, which was not here a moment ago. Asks for it if nothing will.
     fn source(&mut self) -> Source {
         if let Some(Joined { fill, .. }) = &self.joined
-            && fill.will_bring(self.at, u64::MAX)
+            && fill.will_bring(self.at, self.body.join_distance())
         {
             return Source::Fill(fill.clone());
         }

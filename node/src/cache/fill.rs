@@ -349,6 +349,10 @@ impl Fetcher {
             // Nothing was asked that 304 or a part could answer.
             (StatusCode::NOT_MODIFIED, None) => return fault("unasked-304"),
             (StatusCode::PARTIAL_CONTENT, _) if asked.is_none() => return fault("unasked-206"),
+            // It answers this range, whatever it says of its freshness, and nobody else's request.
+            (StatusCode::RANGE_NOT_SATISFIABLE, _) if asked.is_some() => {
+                return pass(response, None, Some("range-not-satisfiable"));
+            }
             (status, _) if is_stale_if_error(status) => {
                 let situation = ErrorSituation::ServerError;
                 if let Some(led) =
@@ -374,7 +378,10 @@ impl Fetcher {
         match self.storable(exchange, &response, span.as_ref(), sent_at, now) {
             Ok(head) => self.store(exchange, head, response, span),
             Err(detail) => {
-                if response.status.as_u16() < 500 {
+                // A part, or what one user was authorised for, says nothing about others' requests.
+                let is_common =
+                    span.is_none() && !exchange.request.contains_key(header::AUTHORIZATION);
+                if response.status.as_u16() < 500 && is_common {
                     let until = clock::now_secs() + UNSHAREABLE_SECS;
                     self.cache.residency.mark_unshareable(&exchange.key, until);
                 }
@@ -433,15 +440,17 @@ impl Fetcher {
         let vary = VarySpec::from_headers(&response.headers);
         let variant = vary.key_for(&exchange.request);
         let mut headers = response.headers.clone();
-        if span.is_some() {
-            headers.remove(header::CONTENT_RANGE);
-        }
+        // What is stored is the whole (RFC 9110 §14.4): an answer with a part says its own range.
+        headers.remove(header::CONTENT_RANGE);
         let head = Head::new(status, headers, freshness, vary, variant);
         let announced = match span {
             Some((span, _)) => Some(span.end - span.start),
             None => response.content_length,
         };
-        if announced > Some(self.cache.store.largest_body()) {
+        // Beyond it, offsets have no block to lie in.
+        let addressable = u64::from(self.cache.store.block_size().get()) * u64::from(u32::MAX);
+        let complete = span.map(|(_, complete_length)| *complete_length);
+        if announced > Some(self.cache.store.largest_body()) || complete > Some(addressable) {
             self.cache
                 .metrics
                 .uncacheable
@@ -481,6 +490,7 @@ impl Fetcher {
         };
         let previous = exchange.stale.as_ref().filter(|stale| {
             span.is_some()
+                && !stale.body.object.is_gone()
                 && length == stale.body.object.length()
                 && stale.head.validators.same_representation(&head.validators)
         });
@@ -632,7 +642,7 @@ impl Fetcher {
         let object = &stored.body.object;
         if object.is_complete() && !object.is_gone() {
             self.cache.residency.persist(stored);
-        } else if !stored.body.is_whole_or_arriving() {
+        } else if object.is_gone() || !stored.body.is_whole_or_arriving() {
             self.cache.residency.remove(stored);
         }
     }
@@ -747,7 +757,7 @@ async fn transfer(
                     .origin_response_bytes
                     .add(origin.id, data.len() as u64);
                 writer.write(data).await?;
-                if linger.is_some() && writer.is_in_vain() {
+                if writer.is_in_vain() {
                     return Err(BodyError::Abandoned);
                 }
             }
@@ -879,14 +889,15 @@ impl Refill {
             }
             Err(error) => Err(error),
         };
+        if outcome == Err(BodyError::Changed) {
+            // Before its readers are told, who then look for another.
+            self.fetcher.cache.residency.remove(&self.stored);
+        }
         let outcome = writer.finish(outcome).await;
         self.fetcher
             .cache
             .metrics
             .fill_ended(outcome.err().map(fill_failure));
-        if outcome == Err(BodyError::Changed) {
-            self.fetcher.cache.residency.remove(&self.stored);
-        }
     }
 
     /// Sends the question; the body that comes is of the stored representation, or there is none.

@@ -153,7 +153,11 @@ impl Residency {
         if stored.body.joinable && stored.body.object.length().is_some() {
             self.persist(&stored);
         }
-        self.place(stored);
+        self.place(stored.clone());
+        if stored.body.object.is_gone() {
+            // Evicted before it was to be found here.
+            self.remove(&stored);
+        }
     }
 
     /// Gives a stored response an index row, so that it is found after a restart.
@@ -224,30 +228,28 @@ impl Residency {
 
     /// Removes every variant of a resource (RFC 9111 §4.4). Returns how many there were.
     pub fn invalidate(&self, key: &CacheKey) -> usize {
-        let Some(resource) = self.find(key) else {
-            return 0;
-        };
-        let variants = resource.variants();
-        self.discard(&variants);
-        self.drop_variants(key, |_| true);
-        variants.len()
+        let dropped = self.drop_variants(key, |_| true);
+        self.discard(&dropped);
+        dropped.len()
     }
 
-    fn drop_variants(&self, key: &CacheKey, gone: impl Fn(&Stored) -> bool) {
+    /// Takes variants out of their resource, and gives them back.
+    fn drop_variants(&self, key: &CacheKey, gone: impl Fn(&Stored) -> bool) -> Vec<Arc<Stored>> {
         let _changing = self.changes.lock();
         let resources = self.resources.pin();
         let Some(resource) = resources.get(key.hash()) else {
-            return;
+            return Vec::new();
         };
         if resource.key != *key {
-            return;
+            return Vec::new();
         }
-        let mut variants = resource.variants();
-        variants.retain(|stored| !gone(stored));
+        let (dropped, variants): (Vec<_>, Vec<_>) =
+            resource.variants().into_iter().partition(|stored| gone(stored));
         if variants.is_empty() {
             resources.remove(key.hash());
         }
         resource.variants.store(Arc::new(variants));
+        dropped
     }
 
     /// Remembers that requests for this key should not wait for one another until `until_secs`.

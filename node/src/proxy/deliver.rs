@@ -274,12 +274,19 @@ fn own_fields(head: &Head) -> HeaderMap {
 pub(super) fn passed(question: &Question, passed: Passed, how: How) -> Result<Delivered, ()> {
     let Passed { response, window } = passed;
     let request = &question.cache.headers;
+    let is_head = question.cache.method == Method::HEAD;
     let validators = Validators::from_headers(&response.headers);
+    // An `If-Range`, which the cache did not pass on, may have made it the whole.
+    if response.status == StatusCode::RANGE_NOT_SATISFIABLE
+        && request.contains_key(header::IF_RANGE)
+    {
+        return Err(());
+    }
     if response.status == StatusCode::OK
         && conditional::evaluate(request, &validators, &response.headers, clock::now())
             == Conditional::NotModified
     {
-        let mut delivered = respond::through(response, how);
+        let mut delivered = respond::through(response, is_head, how);
         delivered.status = StatusCode::NOT_MODIFIED;
         delivered.body = Body::Empty;
         delivered.length = None;
@@ -289,7 +296,7 @@ pub(super) fn passed(question: &Question, passed: Passed, how: How) -> Result<De
         return Ok(delivered);
     }
     let Some(window) = window else {
-        return Ok(respond::through(response, how));
+        return Ok(respond::through(response, is_head, how));
     };
     let Ranges::Set(specs) = &question.ranges else {
         return Err(());
@@ -299,7 +306,7 @@ pub(super) fn passed(question: &Question, passed: Passed, how: How) -> Result<De
     }
     let length = window.complete_length;
     let announced = response.content_length;
-    let mut delivered = respond::through(response, how);
+    let mut delivered = respond::through(response, is_head, how);
     match select_ranges(specs, length) {
         Selection::Part(span, _)
             if span.start >= window.starts_at

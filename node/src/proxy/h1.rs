@@ -24,6 +24,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::HeaderMap;
 use http::{Method, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::proxy::io::{ClientIo, Pace};
@@ -206,6 +207,10 @@ where
         let outcome = self.deliver(&mut response, version, is_head, keep_alive, body.as_deref());
         let outcome = outcome.await;
         self.proxy.finished(&response, outcome.is_ok());
+        if let Some(body) = body.as_deref().filter(|_| outcome.is_ok()) {
+            // The origin answered first, and still takes the rest.
+            body.given_back().await;
+        }
         match outcome {
             Ok(Ending::KeepAlive) if self.drained(body.as_deref()).await => After::NextRequest,
             Ok(_) => After::Close { lingering: true },
@@ -224,7 +229,11 @@ where
         loop {
             tokio::select! {
                 biased;
-                response = &mut answering => return Some(response),
+                response = &mut answering => {
+                    // Those that came with it go before it, or they would go before the next.
+                    self.send_interims().await?;
+                    return Some(response);
+                }
                 () = self.interims.wait() => self.send_interims().await?,
                 () = self.io.gone(), if body.is_none_or(RequestBody::is_read) => {
                     self.proxy.count_client_gone();
@@ -283,7 +292,10 @@ where
                 self.write_framed(framing, bytes).await?;
                 self.write_end(framing, None).await?;
             }
-            mut body => self.stream(&mut body, framing, response).await?,
+            mut body => {
+                self.stream(&mut body, framing, response, request_body)
+                    .await?;
+            }
         }
         Ok(ending)
     }
@@ -320,6 +332,7 @@ where
         body: &mut Body,
         framing: Framing,
         response: &mut Response,
+        request_body: Option<&RequestBody<Io>>,
     ) -> Result<(), Interrupted> {
         let mut left = match framing {
             Framing::Length(length) => length,
@@ -338,7 +351,10 @@ where
                         tokio::select! {
                             biased;
                             piece = next => piece,
-                            () = self.io.gone() => return Err(Interrupted),
+                            // While a request's body is read, that is who hears of the end.
+                            () = self.io.gone(), if request_body.is_none_or(RequestBody::is_read) => {
+                                return Err(Interrupted);
+                            }
                         }
                     }
                 }
@@ -487,6 +503,9 @@ pub struct RequestBody<Io> {
     awaits_continue: Cell<bool>,
     started: Cell<bool>,
     failed: Cell<bool>,
+    /// Somebody else reads it: two readers would each miss what the other got.
+    lent: Cell<bool>,
+    returned: Notify,
 }
 
 /// Why a request's body stopped.
@@ -511,6 +530,24 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBody<Io> {
             awaits_continue: Cell::new(awaits_continue),
             started: Cell::new(false),
             failed: Cell::new(false),
+            lent: Cell::new(false),
+            returned: Notify::new(),
+        }
+    }
+
+    pub fn lend(&self) {
+        self.lent.set(true);
+    }
+
+    pub fn give_back(&self) {
+        self.lent.set(false);
+        self.returned.notify_one();
+    }
+
+    /// Completes when it was read to its end, or nobody else reads it any more.
+    async fn given_back(&self) {
+        while self.lent.get() && !self.is_read() {
+            self.returned.notified().await;
         }
     }
 
@@ -554,8 +591,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBody<Io> {
         }
         let piece = ready!(self.poll_decoded(cx));
         match &piece {
-            None => self.io.stop_reading_body(),
-            Some(Err(_)) => self.failed.set(true),
+            None => {
+                self.io.stop_reading_body();
+                self.returned.notify_one();
+            }
+            Some(Err(_)) => {
+                self.failed.set(true);
+                self.returned.notify_one();
+            }
             Some(Ok(_)) => {}
         }
         Poll::Ready(piece)

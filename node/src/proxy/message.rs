@@ -91,6 +91,7 @@ impl ClientBody {
     where
         Io: AsyncRead + AsyncWrite + Unpin + 'static,
     {
+        body.lend();
         ClientBody::Stream {
             source: Box::pin(Http1Source(body)),
             length: match framing {
@@ -108,7 +109,15 @@ impl ClientBody {
     }
 }
 
-struct Http1Source<Io>(Rc<h1::RequestBody<Io>>);
+struct Http1Source<Io>(Rc<h1::RequestBody<Io>>)
+where
+    Io: AsyncRead + AsyncWrite + Unpin;
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> Drop for Http1Source<Io> {
+    fn drop(&mut self) {
+        self.0.give_back();
+    }
+}
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBodySource for Http1Source<Io> {
     fn poll_frame(

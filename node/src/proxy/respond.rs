@@ -144,10 +144,11 @@ pub fn encode_refusal(out: &mut BytesMut, status: StatusCode) {
 }
 
 /// An upstream's answer on its way through.
-pub fn through(response: UpstreamResponse, how: How) -> Delivered {
+pub fn through(response: UpstreamResponse, is_head: bool, how: How) -> Delivered {
     let bodiless = response.body.is_end();
     let length = match response.content_length {
-        None if bodiless => Some(0),
+        // Of the answer to a GET, nothing is known.
+        None if bodiless && !is_head => Some(0),
         length => length,
     };
     let mut headers = response.headers;

@@ -321,11 +321,52 @@ pub(super) fn parse_trailers(section: &Bytes, limits: &Limits) -> Result<HeaderM
     for field in parsed {
         // RFC 9110 §6.5.1: framing and routing may never come after the fact.
         match special(field.name) {
+            Special::No if is_never_trailer(field.name) => {}
             Special::No => append(&mut trailers, section, field)?,
             _ => return Err(HeadError::Malformed("a forbidden trailer field")),
         }
     }
     Ok(trailers)
+}
+
+/// Fields that are judged before the content, and must not change it afterwards (RFC 9110 §6.5.1):
+/// authentication, conditions, caching, routing, and what describes the content. Left out, unlike the
+/// framing fields, which make the message malformed.
+fn is_never_trailer(name: &str) -> bool {
+    const PREFIXES: [&str; 5] = ["content-", "if-", "proxy-", "x-forwarded-", "access-control-"];
+    const NAMES: [&str; 25] = [
+        "age",
+        "allow",
+        "authorization",
+        "cache-control",
+        "cdn-cache-control",
+        "cdn-loop",
+        "connection",
+        "cookie",
+        "date",
+        "expect",
+        "expires",
+        "forwarded",
+        "location",
+        "max-forwards",
+        "pragma",
+        "range",
+        "retry-after",
+        "set-cookie",
+        "surrogate-control",
+        "te",
+        "trailer",
+        "upgrade",
+        "vary",
+        "via",
+        "www-authenticate",
+    ];
+    let starts = |prefix: &&str| {
+        let start = name.as_bytes().get(..prefix.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
+    };
+    PREFIXES.iter().any(|prefix| starts(&prefix))
+        || NAMES.iter().any(|never| name.eq_ignore_ascii_case(never))
 }
 
 /// Where the first empty line ends, if it is there, after a check that every line ends with CRLF.
