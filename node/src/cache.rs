@@ -30,6 +30,7 @@ use http::{HeaderMap, Method, StatusCode};
 use crate::cache::fill::{Exchange, Fetcher, Led};
 use crate::cache::inflight::{FlightKey, Inflight, Outcome, Part};
 use crate::cache::residency::{Residency, Stored};
+use crate::clock;
 use crate::origin::{self, UpstreamResponse};
 use crate::semantics::freshness::{Decision, Rules};
 use crate::semantics::key::CacheKey;
@@ -83,14 +84,14 @@ pub struct Cache {
 pub struct Request {
     pub key: CacheKey,
     pub method: Method,
-    pub authority: Box<str>,
+    pub authority: Arc<str>,
     /// Origin-form target, byte for byte.
     pub target: Bytes,
     /// The client's fields: they select the variant and are judged for what they allow.
     pub headers: HeaderMap,
     /// Byte range that a miss should begin with.
     pub wanted: Wanted,
-    pub origin: Arc<OriginRules>,
+    pub origin: Rc<OriginRules>,
 }
 
 /// The first bytes a client wants of a representation.
@@ -209,11 +210,10 @@ impl Cache {
     /// What is stored for this request, and whether it may be used as it is.
     pub fn lookup(&self, request: &Request, now: SystemTime) -> Lookup {
         let rules = &request.origin.caching;
-        let Some(resource) = self.residency.find(&request.key) else {
-            return miss(Forward::UriMiss, request, rules);
-        };
-        let Some(stored) = resource.select(&request.headers) else {
-            return miss(Forward::VaryMiss, request, rules);
+        let stored = match self.residency.select(&request.key, &request.headers) {
+            Some(Some(stored)) => stored,
+            Some(None) => return miss(Forward::VaryMiss, request, rules),
+            None => return miss(Forward::UriMiss, request, rules),
         };
         self.store.touch(&stored.body.object, now);
         match stored.head.freshness.decide(&request.headers, rules, now) {
@@ -260,6 +260,18 @@ impl LocalCache {
                 let key = self.flight_key(request);
                 match self.shared.inflight.take_part(key) {
                     Part::Lead(leading) => {
+                        // Another flight may have ended since the lookup.
+                        if let Lookup::Fresh(stored) = self.shared.lookup(request, clock::now()) {
+                            leading.resolve(Outcome::Stored(stored.clone()));
+                            let collapsed = true;
+                            let forward = Some(why);
+                            let how = How {
+                                forward,
+                                collapsed,
+                                ..How::default()
+                            };
+                            return Answer::Stored(stored, how);
+                        }
                         lead = Some(leading);
                         break;
                     }
@@ -409,8 +421,11 @@ impl LocalCache {
         request: &Request,
         upstream: &UpstreamFields<'_>,
     ) -> Reader {
-        let refill = (!stored.body.object.is_complete())
-            .then(|| self.fetcher.refill(request, stored, upstream));
+        // Several blocks take time to read, in which one of them may be lost.
+        let block_size = self.shared.store.block_size();
+        let is_long = span.end.saturating_sub(span.start) > u64::from(block_size.get());
+        let may_lack = !stored.body.object.is_complete() || is_long && stored.body.joinable;
+        let refill = may_lack.then(|| self.fetcher.refill(request, stored, upstream));
         Reader::new(self.shared.store.clone(), stored.body.clone(), span, refill)
     }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use caje_node::config::{Config, Environment, Overrides};
 use caje_node::telemetry::diagnostics;
-use caje_node::{Node, demo, doctor};
+use caje_node::{Node, StartError, demo, doctor};
 use clap::{Parser, Subcommand};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::signal::unix::{SignalKind, signal};
@@ -208,7 +208,10 @@ fn run(config: Config, path: Option<&Path>, exit_with_stdin: bool) -> ExitCode {
         Ok(node) => node,
         Err(error) => {
             eprintln!("error: {error}");
-            return ExitCode::from(EXIT_USAGE);
+            return match error {
+                StartError::Origin(_) => ExitCode::from(EXIT_USAGE),
+                _ => ExitCode::FAILURE,
+            };
         }
     };
     for address in node.addresses() {

@@ -14,8 +14,8 @@ mod admin;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
-use std::sync::{Arc, OnceLock, Weak};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -263,19 +263,16 @@ impl DataThread {
         let tasks = Tasks::new(self.tasks);
         let draining = Draining::default();
         let pool = OriginPool::new(self.counters);
-        let proxy = Rc::new(Proxy {
-            cache: LocalCache {
-                shared: self.cache.clone(),
-                fetcher: Rc::new(Fetcher {
-                    cache: self.cache,
-                    pool: pool.clone(),
-                    tasks: tasks.clone(),
-                    pseudonym: self.shared.identity.pseudonym.clone(),
-                }),
-            },
-            shared: self.shared,
-            draining: draining.clone(),
-        });
+        let cache = LocalCache {
+            shared: self.cache.clone(),
+            fetcher: Rc::new(Fetcher {
+                cache: self.cache,
+                pool: pool.clone(),
+                tasks: tasks.clone(),
+                pseudonym: self.shared.identity.pseudonym.clone(),
+            }),
+        };
+        let proxy = Rc::new(Proxy::new(self.shared, cache, draining.clone()));
         for listener in self.listeners {
             match tokio::net::TcpListener::from_std(listener) {
                 Ok(listener) => {

@@ -24,6 +24,7 @@ mod multipart;
 mod respond;
 mod tunnel;
 
+use std::cell::RefCell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -72,7 +73,7 @@ pub type Router = Box<dyn Fn(&str, &[u8]) -> Option<usize> + Send + Sync>;
 /// What a reload can change, swapped as one.
 pub struct Settings {
     pub limits: Limits,
-    pub origins: Vec<Arc<OriginRules>>,
+    pub origins: Vec<OriginRules>,
     /// Gives places in `origins`.
     pub route: Router,
     /// Peers whose forwarding fields are extended rather than replaced.
@@ -103,37 +104,71 @@ pub struct Proxy {
     pub shared: Arc<Shared>,
     pub cache: LocalCache,
     pub draining: Draining,
+    local: RefCell<Rc<LocalSettings>>,
+}
+
+/// The settings as one thread holds them: shared counts that every request touched would be fought
+/// over by all threads.
+struct LocalSettings {
+    shared: Arc<Settings>,
+    origins: Vec<Rc<OriginRules>>,
+}
+
+impl LocalSettings {
+    fn new(shared: Arc<Settings>) -> Rc<LocalSettings> {
+        let origins = shared.origins.iter().cloned().map(Rc::new).collect();
+        Rc::new(LocalSettings { shared, origins })
+    }
 }
 
 /// How often a request starts over because what was stored turned out to have changed.
 const MAX_ATTEMPTS: usize = 3;
 
 impl Proxy {
+    pub fn new(shared: Arc<Shared>, cache: LocalCache, draining: Draining) -> Proxy {
+        Proxy {
+            local: RefCell::new(LocalSettings::new(shared.settings.load_full())),
+            shared,
+            cache,
+            draining,
+        }
+    }
+
+    /// The settings in force, taken over anew after a reload.
+    fn settings(&self) -> Rc<LocalSettings> {
+        let mut local = self.local.borrow_mut();
+        let current = self.shared.settings.load();
+        if !Arc::ptr_eq(&current, &local.shared) {
+            *local = LocalSettings::new(current.clone());
+        }
+        local.clone()
+    }
+
     pub fn limits(&self) -> Limits {
-        self.shared.settings.load().limits
+        self.settings().shared.limits
     }
 
     /// Answers one request.
     pub async fn handle(&self, request: Request) -> Response {
         let report = Report::of(&request);
-        let settings = self.shared.settings.load_full();
+        let settings = self.settings();
         if let Some(refusal) = self.refusal(&request) {
             return self.synthetic(refusal, report);
         }
         let host = host_of(&request.authority);
-        let Some(place) = (settings.route)(host, &request.target) else {
+        let Some(place) = (settings.shared.route)(host, &request.target) else {
             return self.synthetic(respond::no_origin(), report);
         };
         let origin = &settings.origins[place];
         let report = Report {
-            origin: Some(origin.name.clone()),
+            origin: Some(origin.clone()),
             ..report
         };
-        let trusted = (settings.trusts)(request.client.address);
+        let trusted = (settings.shared.trusts)(request.client.address);
         let route = Route {
             origin: origin.clone(),
             trusted,
-            max_ranges: settings.limits.max_ranges,
+            max_ranges: settings.shared.limits.max_ranges,
         };
         match request.method {
             Method::GET | Method::HEAD if is_cacheable_form(&request) => {
@@ -150,7 +185,8 @@ impl Proxy {
             self.shared.metrics.bad_requests.increment(BadRequest::Loop);
             return Some(respond::loop_detected());
         }
-        if request.method == Method::TRACE {
+        // What removes stored responses is for operators, on a listener of its own.
+        if request.method == Method::TRACE || matches!(request.method.as_str(), "PURGE" | "BAN") {
             return Some(respond::method_not_allowed());
         }
         if request.method == Method::OPTIONS
@@ -171,7 +207,7 @@ impl Proxy {
             cache: cache::Request {
                 key: CacheKey::new(request.client.scheme, &request.authority, &request.target),
                 method: request.method.clone(),
-                authority: std::mem::take(&mut request.authority),
+                authority: request.authority.clone(),
                 target: request.target.clone(),
                 headers: std::mem::take(&mut request.headers),
                 wanted: wanted(&ranges),
@@ -181,6 +217,7 @@ impl Proxy {
             client: request.client.address,
             scheme: request.client.scheme,
             trusted: route.trusted,
+            version: request.version,
             interims: request.interims.take(),
         };
         if let Lookup::Fresh(stored) = self.cache.shared.lookup(&question.cache, now) {
@@ -276,17 +313,19 @@ impl Proxy {
                 authority: &question.cache.authority,
                 trusted: question.trusted,
             },
+            question.version,
         )
     }
 
-    fn forwardable(&self, mut headers: HeaderMap, forwarded: Forwarded<'_>) -> HeaderMap {
+    fn forwardable(
+        &self,
+        mut headers: HeaderMap,
+        forwarded: Forwarded<'_>,
+        version: Version,
+    ) -> HeaderMap {
         hop::strip_hop_by_hop(&mut headers);
         hop::set_forwarded(&mut headers, forwarded);
-        hop::append_via(
-            &mut headers,
-            http::Version::HTTP_11,
-            &self.shared.identity.pseudonym,
-        );
+        hop::append_via(&mut headers, version, &self.shared.identity.pseudonym);
         hop::append_cdn_loop(&mut headers, &self.shared.identity.cdn_id);
         headers
     }
@@ -317,6 +356,7 @@ impl Proxy {
                 authority: &request.authority,
                 trusted: route.trusted,
             },
+            request.version,
         );
         if wants_upgrade {
             for value in upgrade {
@@ -445,7 +485,7 @@ impl Proxy {
 
 /// Where a request goes and what its client is believed.
 struct Route {
-    origin: Arc<OriginRules>,
+    origin: Rc<OriginRules>,
     trusted: bool,
     max_ranges: usize,
 }
@@ -457,6 +497,7 @@ struct Question {
     client: IpAddr,
     scheme: crate::semantics::key::Scheme,
     trusted: bool,
+    version: Version,
     interims: Option<Rc<Interims>>,
 }
 
@@ -467,7 +508,7 @@ impl Question {
             method: self.cache.method,
             target: self.cache.target,
             authority: self.cache.authority,
-            version: Version::HTTP_11,
+            version: self.version,
             headers: self.cache.headers,
             body: ClientBody::Empty,
             upgrade: false,

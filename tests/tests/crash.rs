@@ -6,7 +6,15 @@ const SIZE: u64 = 5 << 20;
 
 async fn start(origin: &Origin, folder: &Folder) -> Program {
     let (store, url) = (folder.join("store").display().to_string(), origin.url());
-    let arguments = ["proxy", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--memory", "16MiB"];
+    let arguments = [
+        "proxy",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+        "--memory",
+        "16MiB",
+    ];
     Program::start(&[&arguments[..], &["--origin", &url, "--data-dir", &store]].concat()).await
 }
 
@@ -15,8 +23,15 @@ async fn no_wrong_byte_after_kill_9() {
     let origin = Origin::start().await;
     let folder = Folder::new();
     for n in 0..6 {
-        let route = origin.get(&format!("/whole/{n}")).generated(SIZE).cache_control("max-age=600");
-        let _ = if n % 2 == 0 { route.etag("\"1\"").ranges(true) } else { route };
+        let route = origin
+            .get(&format!("/whole/{n}"))
+            .generated(SIZE)
+            .cache_control("max-age=600");
+        let _ = if n % 2 == 0 {
+            route.etag("\"1\"").ranges(true)
+        } else {
+            route
+        };
     }
     for round in 0..4 {
         let program = start(&origin, &folder).await;
@@ -28,8 +43,15 @@ async fn no_wrong_byte_after_kill_9() {
         let mut under_way = Vec::new();
         for n in 0..6 {
             let target = format!("/half/{round}/{n}");
-            let route = origin.get(&target).generated(SIZE).cache_control("max-age=600");
-            let route = if n % 2 == 0 { route.etag("\"1\"").ranges(true) } else { route };
+            let route = origin
+                .get(&target)
+                .generated(SIZE)
+                .cache_control("max-age=600");
+            let route = if n % 2 == 0 {
+                route.etag("\"1\"").ranges(true)
+            } else {
+                route
+            };
             let route = if n % 3 == 0 { route.chunked() } else { route };
             let _gate = route.gated_at(SIZE / 6 * (n + 1) - 1);
             let mut answer = program.get(&target).open().await;
@@ -44,8 +66,14 @@ async fn no_wrong_byte_after_kill_9() {
         for earlier in 0..=round {
             for n in 0..6 {
                 let target = format!("/half/{earlier}/{n}");
-                let answer = OriginAnswer::ok().generated(SIZE).cache_control("max-age=600");
-                let answer = if n % 2 == 0 { answer.etag("\"1\"").ranges(true) } else { answer };
+                let answer = OriginAnswer::ok()
+                    .generated(SIZE)
+                    .cache_control("max-age=600");
+                let answer = if n % 2 == 0 {
+                    answer.etag("\"1\"").ranges(true)
+                } else {
+                    answer
+                };
                 origin.get(&target).answer(answer);
                 program.get(&target).await.is_whole(&target, SIZE);
                 let got = program.get(&target).range("1000000-1999999").await;
@@ -78,7 +106,10 @@ async fn a_crash_loses_little() {
         if written {
             break;
         }
-        assert!(tokio::time::Instant::now() < deadline, "nothing is written: {text}");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "nothing is written: {text}"
+        );
     }
     program.kill().await;
     let program = start(&origin, &folder).await;

@@ -20,9 +20,16 @@ async fn is_refused(node: &Node, bytes: &[u8], statuses: &[u16]) {
     let _ = connection.try_send(bytes).await;
     let _ = connection.try_send(SMUGGLED).await;
     let got = connection.answer("GET").await;
-    assert!(statuses.contains(&got.status()), "{shown:?}: {}", got.head.text);
+    assert!(
+        statuses.contains(&got.status()),
+        "{shown:?}: {}",
+        got.head.text
+    );
     let rest = connection.all().await;
-    assert!(rest.is_empty(), "{shown:?}: after the refusal came {rest:?}");
+    assert!(
+        rest.is_empty(),
+        "{shown:?}: after the refusal came {rest:?}"
+    );
 }
 
 fn get(lines: &str) -> Vec<u8> {
@@ -98,7 +105,8 @@ async fn unclear_transfer_codings_are_refused() {
         is_refused(&node, &post(&format!("{coding}\r\n"), body), &[400, 501]).await;
     }
     // HTTP/1.0 has no transfer codings.
-    let form = format!("POST /x HTTP/1.0\r\nhost: a.example\r\ntransfer-encoding: chunked\r\n\r\n{body}");
+    let form =
+        format!("POST /x HTTP/1.0\r\nhost: a.example\r\ntransfer-encoding: chunked\r\n\r\n{body}");
     is_refused(&node, form.as_bytes(), &[400]).await;
     assert_eq!(origin.requests_total(), 0);
     assert!(origin.malformed().is_empty());
@@ -143,13 +151,28 @@ async fn malformed_heads_are_refused() {
         is_refused(&node, form, &[400]).await;
     }
     assert_eq!(origin.requests_total(), 0);
-    assert!(node.metric("caje_bad_requests_total{reason=\"syntax\"}").await >= 20.0);
+    assert!(
+        node.metric("caje_bad_requests_total{reason=\"syntax\"}")
+            .await
+            >= 20.0
+    );
 }
 
 #[tokio::test]
 async fn wrong_versions_are_refused() {
     let (origin, node) = stage().await;
-    for line in ["GET /x", "GET /x HTTP/1.2.3", "GET /x HTTP/2.0", "GET /x HTTP/0.9", "GET /x http/1.1", "GET /x HTTP/1,1", "GET /x HTTP/11", "GET /x HTTPS/1.1", "GET /x HTTP/01.1", "GET /x HTTP/1.1x"] {
+    for line in [
+        "GET /x",
+        "GET /x HTTP/1.2.3",
+        "GET /x HTTP/2.0",
+        "GET /x HTTP/0.9",
+        "GET /x http/1.1",
+        "GET /x HTTP/1,1",
+        "GET /x HTTP/11",
+        "GET /x HTTPS/1.1",
+        "GET /x HTTP/01.1",
+        "GET /x HTTP/1.1x",
+    ] {
         let form = format!("{line}\r\nhost: a.example\r\n\r\n");
         is_refused(&node, form.as_bytes(), &[400, 505]).await;
     }
@@ -183,7 +206,22 @@ async fn wrong_hosts_and_targets_are_refused() {
     ] {
         is_refused(&node, with_host(host).as_bytes(), &[400]).await;
     }
-    for target in ["x", "a.example", "//", "http:/x", "http://", "http:///x", "http://u@a.example/x", "ftp://a.example/x", "http://a example/x", "/x#y", "*", "?x", "\\x", "http://a.example:x/"] {
+    for target in [
+        "x",
+        "a.example",
+        "//",
+        "http:/x",
+        "http://",
+        "http:///x",
+        "http://u@a.example/x",
+        "ftp://a.example/x",
+        "http://a example/x",
+        "/x#y",
+        "*",
+        "?x",
+        "\\x",
+        "http://a.example:x/",
+    ] {
         // Two slashes are a path; all others are no target of a GET.
         let statuses: &[u16] = if target == "//" { &[200] } else { &[400] };
         let form = format!("GET {target} HTTP/1.1\r\nhost: a.example\r\n\r\n");
@@ -195,7 +233,10 @@ async fn wrong_hosts_and_targets_are_refused() {
     // An empty host is allowed by the grammar; it never means another site.
     let mut connection = node.connect().await;
     connection.send("GET /x HTTP/1.1\r\nhost:\r\n\r\n").await;
-    assert!(matches!(connection.answer("GET").await.status(), 200 | 400 | 404));
+    assert!(matches!(
+        connection.answer("GET").await.status(),
+        200 | 400 | 404
+    ));
     assert!(origin.malformed().is_empty(), "{:?}", origin.malformed());
 }
 
@@ -203,7 +244,9 @@ async fn wrong_hosts_and_targets_are_refused() {
 #[tokio::test]
 async fn malformed_chunks_end_the_exchange() {
     let (origin, node) = stage().await;
-    origin.post("/x").respond_with(|request| OriginAnswer::ok().body(request.body.clone()));
+    origin
+        .post("/x")
+        .respond_with(|request| OriginAnswer::ok().body(request.body.clone()));
     for chunks in [
         "x\r\nhello\r\n0\r\n\r\n",
         "-5\r\nhello\r\n0\r\n\r\n",
@@ -230,24 +273,36 @@ async fn malformed_chunks_end_the_exchange() {
         "5;a=\0\r\nhello\r\n0\r\n\r\n",
     ] {
         let mut connection = node.connect().await;
-        let _ = connection.try_send(post("transfer-encoding: chunked\r\n", chunks)).await;
+        let _ = connection
+            .try_send(post("transfer-encoding: chunked\r\n", chunks))
+            .await;
         let _ = connection.try_send(SMUGGLED).await;
         // The head may have been answered already; what must not be is an answer to what follows.
         let all = String::from_utf8_lossy(&connection.all().await).into_owned();
         assert!(!all.contains(CANARY), "{chunks:?}: {all}");
         assert!(!all.starts_with("HTTP/1.1 200"), "{chunks:?}: {all}");
-        assert!(all.is_empty() || all.starts_with("HTTP/1.1 400"), "{chunks:?}: {all}");
+        assert!(
+            all.is_empty() || all.starts_with("HTTP/1.1 400"),
+            "{chunks:?}: {all}"
+        );
     }
     assert_eq!(origin.requests("/smuggled"), 0);
     assert!(origin.malformed().is_empty(), "{:?}", origin.malformed());
-    assert!(origin.requests_log().iter().all(|request| request.trailers.is_empty()));
+    assert!(
+        origin
+            .requests_log()
+            .iter()
+            .all(|request| request.trailers.is_empty())
+    );
 }
 
 /// What is unusual and right is a request.
 #[tokio::test]
 async fn unusual_requests_are_understood() {
     let (origin, node) = stage().await;
-    origin.post("/x").respond_with(|request| OriginAnswer::ok().body(request.body.clone()));
+    origin
+        .post("/x")
+        .respond_with(|request| OriginAnswer::ok().body(request.body.clone()));
     let mut connection = node.connect().await;
     let forms = [
         ("GET", "\r\nGET /x HTTP/1.1\r\nhost: a.example\r\n\r\n".to_owned(), "x"),
@@ -262,7 +317,9 @@ async fn unusual_requests_are_understood() {
         connection.send(&form).await;
         let got = connection.answer(method).await;
         // Repeated lengths may also be refused (RFC 9112 section 6.3).
-        if form.matches("5, 5").count() + form.matches("content-length: 5\r\ncontent-length").count() > 0
+        if form.matches("5, 5").count()
+            + form.matches("content-length: 5\r\ncontent-length").count()
+            > 0
             && got.status() == 400
         {
             connection = node.connect().await;
@@ -279,7 +336,10 @@ async fn framing_is_written_anew() {
     let (origin, node) = stage().await;
     for form in [
         post("content-length: 5\r\n", "hello"),
-        post("transfer-encoding: chunked\r\n", "5;x=y\r\nhello\r\n0\r\n\r\n"),
+        post(
+            "transfer-encoding: chunked\r\n",
+            "5;x=y\r\nhello\r\n0\r\n\r\n",
+        ),
         post("", ""),
     ] {
         let mut connection = node.connect().await;
@@ -302,7 +362,8 @@ async fn a_body_on_a_hit_is_drained_or_the_connection_closed() {
     node.at_rest().await;
     for length in [SMUGGLED.len(), 200_000] {
         let mut connection = node.connect().await;
-        let head = format!("GET /hit HTTP/1.1\r\nhost: a.example\r\ncontent-length: {length}\r\n\r\n");
+        let head =
+            format!("GET /hit HTTP/1.1\r\nhost: a.example\r\ncontent-length: {length}\r\n\r\n");
         connection.send(head).await;
         connection.send(SMUGGLED).await;
         let got = connection.answer("GET").await;
@@ -323,12 +384,20 @@ async fn a_body_on_a_hit_is_drained_or_the_connection_closed() {
 #[tokio::test]
 async fn half_a_head_is_refused() {
     let (origin, node) = stage().await;
-    for half in ["G", "GET /x HTTP/1.1\r\n", "GET /x HTTP/1.1\r\nhost: a.example\r\n", "PRI * HTTP/2.0\r\n\r\nSM"] {
+    for half in [
+        "G",
+        "GET /x HTTP/1.1\r\n",
+        "GET /x HTTP/1.1\r\nhost: a.example\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM",
+    ] {
         let mut connection = node.connect().await;
         connection.send(half).await;
         connection.finish().await;
         let all = connection.all().await;
-        assert!(all.is_empty() || all.starts_with(b"HTTP/1.1 400"), "{half:?}: {all:?}");
+        assert!(
+            all.is_empty() || all.starts_with(b"HTTP/1.1 400"),
+            "{half:?}: {all:?}"
+        );
     }
     assert_eq!(origin.requests_total(), 0);
     node.open_connections(0).await;

@@ -18,7 +18,9 @@ async fn a_long_target_is_414() {
     let (origin, node) = stage(|limits| limits.max_uri_bytes = 100).await;
     node.get(&format!("/{}", "a".repeat(99))).await.says("x");
     let mut connection = node.connect().await;
-    connection.send(node.get(&format!("/{}", "a".repeat(100))).bytes()).await;
+    connection
+        .send(node.get(&format!("/{}", "a".repeat(100))).bytes())
+        .await;
     connection.answer("GET").await.expect(414);
     connection.is_closed().await;
     assert_eq!(origin.requests_total(), 1);
@@ -31,19 +33,39 @@ async fn a_large_head_is_431() {
         limits.max_headers = 20;
     })
     .await;
-    node.get("/a").header("x", &"y".repeat(1500)).await.says("x");
-    for fields in [format!("x: {}\r\n", "y".repeat(2000)), "x: y\r\n".repeat(21)] {
+    node.get("/a")
+        .header("x", &"y".repeat(1500))
+        .await
+        .says("x");
+    for fields in [
+        format!("x: {}\r\n", "y".repeat(2000)),
+        "x: y\r\n".repeat(21),
+    ] {
         let mut connection = node.connect().await;
-        connection.send(format!("GET /b HTTP/1.1\r\nhost: a.example\r\n{fields}\r\n")).await;
+        connection
+            .send(format!(
+                "GET /b HTTP/1.1\r\nhost: a.example\r\n{fields}\r\n"
+            ))
+            .await;
         connection.answer("GET").await.expect(431);
         connection.is_closed().await;
     }
     // One that never ends is refused as soon as it is too large.
     let mut connection = node.connect().await;
-    connection.send("GET /b HTTP/1.1\r\nhost: a.example\r\n").await;
-    while connection.try_send("x: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(100)).await.is_ok() {}
+    connection
+        .send("GET /b HTTP/1.1\r\nhost: a.example\r\n")
+        .await;
+    while connection
+        .try_send("x: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(100))
+        .await
+        .is_ok()
+    {}
     assert_eq!(origin.requests("/b"), 0);
-    assert!(node.metric("caje_bad_requests_total{reason=\"headers_too_large\"}").await >= 3.0);
+    assert!(
+        node.metric("caje_bad_requests_total{reason=\"headers_too_large\"}")
+            .await
+            >= 3.0
+    );
 }
 
 #[tokio::test]
@@ -51,13 +73,20 @@ async fn a_connection_that_says_nothing_is_closed() {
     let (_origin, node) = stage(|limits| limits.first_byte_timeout = SHORT).await;
     let mut connection = node.connect().await;
     let all = connection.all().await;
-    assert!(all.is_empty() || all.starts_with(b"HTTP/1.1 408"), "{all:?}");
+    assert!(
+        all.is_empty() || all.starts_with(b"HTTP/1.1 408"),
+        "{all:?}"
+    );
     // Half an HTTP/2 preface is no better.
     let mut connection = node.connect().await;
     connection.send("PRI * HTTP/2.0\r\n").await;
     let all = connection.all().await;
     assert!(!all.starts_with(b"HTTP/1.1 200"), "{all:?}");
-    assert!(node.metric("caje_client_timeouts_total{phase=\"first_byte\"}").await >= 1.0);
+    assert!(
+        node.metric("caje_client_timeouts_total{phase=\"first_byte\"}")
+            .await
+            >= 1.0
+    );
 }
 
 /// A head that comes too slowly, though bytes keep coming.
@@ -65,7 +94,9 @@ async fn a_connection_that_says_nothing_is_closed() {
 async fn a_slow_head_is_408() {
     let (origin, node) = stage(|limits| limits.header_timeout = SHORT).await;
     let mut connection = node.connect().await;
-    connection.send("GET /a HTTP/1.1\r\nhost: a.example\r\n").await;
+    connection
+        .send("GET /a HTTP/1.1\r\nhost: a.example\r\n")
+        .await;
     connection.answer("GET").await.expect(408);
     connection.is_closed().await;
     let mut connection = node.connect().await;
@@ -73,7 +104,11 @@ async fn a_slow_head_is_408() {
     connection.send("GET /a HTTP/1.1\r\n").await;
     connection.answer("GET").await.expect(408);
     assert_eq!(origin.requests_total(), 1);
-    assert!(node.metric("caje_client_timeouts_total{phase=\"head\"}").await >= 2.0);
+    assert!(
+        node.metric("caje_client_timeouts_total{phase=\"head\"}")
+            .await
+            >= 2.0
+    );
 }
 
 #[tokio::test]
@@ -95,7 +130,11 @@ async fn a_slow_body_ends() {
     .await;
     for framing in ["content-length: 1000000", "transfer-encoding: chunked"] {
         let mut connection = node.connect().await;
-        connection.send(format!("POST /a HTTP/1.1\r\nhost: a.example\r\n{framing}\r\n\r\n5\r\nhello\r\n")).await;
+        connection
+            .send(format!(
+                "POST /a HTTP/1.1\r\nhost: a.example\r\n{framing}\r\n\r\n5\r\nhello\r\n"
+            ))
+            .await;
         let all = connection.all().await;
         assert!(!all.starts_with(b"HTTP/1.1 200"), "{all:?}");
         node.open_connections(0).await;
@@ -107,10 +146,14 @@ async fn a_slow_body_ends() {
 #[tokio::test]
 async fn a_client_that_does_not_read_is_let_go() {
     let origin = Origin::start().await;
-    let _ = origin.get("/a").generated(64 << 20).cache_control("no-store");
+    let _ = origin
+        .get("/a")
+        .generated(64 << 20)
+        .cache_control("no-store");
     let node = Node::with(&origin, |config| config.limits.write_timeout = SHORT).await;
     let mut connection = Connection::narrow(node.address()).await;
     connection.send(node.get("/a").bytes()).await;
+    origin.wait_requests("/a", 1).await;
     node.open_connections(0).await;
     origin.wait_open_connections(0).await;
     let got = connection.begin("GET").await.rest().await;
@@ -131,7 +174,11 @@ async fn connections_per_address_are_capped() {
     let _ = refused.try_send(node.get("/a").bytes()).await;
     let all = refused.all().await;
     assert!(!all.starts_with(b"HTTP/1.1 200"), "{all:?}");
-    assert!(node.metric("caje_client_connections_refused_total{reason=\"per_address\"}").await >= 1.0);
+    assert!(
+        node.metric("caje_client_connections_refused_total{reason=\"per_address\"}")
+            .await
+            >= 1.0
+    );
     // Another address has its own; and a place that is given back can be taken.
     open.pop().expect("a connection").reset();
     node.open_connections(4).await;
@@ -151,7 +198,11 @@ async fn connections_in_all_are_capped() {
     let mut refused = node.connect().await;
     let _ = refused.try_send(node.get("/a").bytes()).await;
     assert!(!refused.all().await.starts_with(b"HTTP/1.1 200"));
-    assert!(node.metric("caje_client_connections_refused_total{reason=\"total\"}").await >= 1.0);
+    assert!(
+        node.metric("caje_client_connections_refused_total{reason=\"total\"}")
+            .await
+            >= 1.0
+    );
     for connection in &mut open {
         connection.get("/a").await.says("x");
     }
@@ -161,13 +212,21 @@ async fn connections_in_all_are_capped() {
 #[tokio::test]
 async fn endless_chunk_extensions_end() {
     let (_origin, node) = stage(|_| {}).await;
-    for chunk in [format!("1;{}\r\nx\r\n", "e".repeat(1000)), format!("1;{}", "e".repeat(1_000_000))] {
+    for chunk in [
+        format!("1;{}\r\nx\r\n", "e".repeat(1000)),
+        format!("1;{}", "e".repeat(1_000_000)),
+    ] {
         let mut connection = node.connect().await;
-        connection.send("POST /a HTTP/1.1\r\nhost: a.example\r\ntransfer-encoding: chunked\r\n\r\n").await;
+        connection
+            .send("POST /a HTTP/1.1\r\nhost: a.example\r\ntransfer-encoding: chunked\r\n\r\n")
+            .await;
         let mut sent = 0;
         while connection.try_send(&chunk).await.is_ok() {
             sent += chunk.len();
-            assert!(sent < 64 << 20, "{sent} bytes of chunk extensions were taken");
+            assert!(
+                sent < 64 << 20,
+                "{sent} bytes of chunk extensions were taken"
+            );
         }
     }
 }
@@ -210,7 +269,11 @@ async fn a_flood_of_pipelined_requests_is_held_back() {
 #[tokio::test]
 async fn clients_that_leave_in_the_middle_cost_nothing() {
     let origin = Origin::start().await;
-    let gate = origin.prefix("/leave").generated(1 << 20).cache_control("max-age=60").gated_at(1000);
+    let gate = origin
+        .prefix("/leave")
+        .generated(1 << 20)
+        .cache_control("max-age=60")
+        .gated_at(1000);
     origin.get("/warm").body("x").cache_control("max-age=60");
     let node = Node::with(&origin, |config| {
         config.limits.linger = Duration::from_millis(10);
@@ -239,4 +302,55 @@ async fn clients_that_leave_in_the_middle_cost_nothing() {
     node.tasks_at_most(tasks).await;
     assert_eq!(node.metric("caje_origin_connections").await, 0.0);
     node.get("/leave/0").await.is_whole("/leave/0", 1 << 20);
+}
+
+/// HTTP/2: a connection without a word, and a stream whose body stops.
+#[tokio::test]
+async fn silent_http2_connections_end() {
+    let (_origin, node) = stage(|limits| {
+        limits.idle_timeout = SHORT;
+        limits.write_timeout = SHORT;
+    })
+    .await;
+    let mut raw = caje_tests::RawHttp2::to(node.address()).await;
+    while raw.next().await.is_some() {}
+    let mut raw = caje_tests::RawHttp2::to(node.address()).await;
+    let head = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "a.example"),
+        (":path", "/a"),
+    ];
+    raw.headers(1, false, &head).await;
+    while raw.next().await.is_some() {}
+    node.open_connections(0).await;
+}
+
+/// HTTP/2: heads are bounded too.
+#[tokio::test]
+async fn a_large_http2_head_is_refused() {
+    let (origin, node) = stage(|limits| {
+        limits.max_header_bytes = 4000;
+        limits.max_uri_bytes = 100;
+    })
+    .await;
+    let mut client = caje_tests::Http2::to(node.address()).await;
+    let target = format!("/{}", "a".repeat(100));
+    assert_eq!(client.get(&target).await.status(), 414);
+    let mut raw = caje_tests::RawHttp2::to(node.address()).await;
+    let large = "y".repeat(100);
+    let mut head = vec![
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":authority", "a.example"),
+        (":path", "/a"),
+    ];
+    head.extend((0..100).map(|_| ("x-large", large.as_str())));
+    raw.headers(1, true, &head).await;
+    let verdict = raw.verdict().await;
+    let passed = verdict
+        .as_ref()
+        .is_some_and(|frame| frame.status() == Some(200));
+    assert!(!passed, "{verdict:?}");
+    assert_eq!(origin.requests_total(), 0);
 }

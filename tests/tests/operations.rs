@@ -13,9 +13,18 @@ const SIZE: u64 = 300_000;
 async fn health_and_readiness() {
     let origin = Origin::start().await;
     let node = Node::start(&origin).await;
-    assert!(node.admin("/_caje/healthz").await.expect(200).text().starts_with("ok"));
+    assert!(
+        node.admin("/_caje/healthz")
+            .await
+            .expect(200)
+            .text()
+            .starts_with("ok")
+    );
     let ready = node.admin("/_caje/readyz").await.expect(200).text();
-    assert!(ready.starts_with("ready") && ready.contains("disk: ok"), "{ready}");
+    assert!(
+        ready.starts_with("ready") && ready.contains("disk: ok"),
+        "{ready}"
+    );
     node.admin("/nothing").await.expect(404);
     // None of it on the clients' listener: there it is the origin's.
     origin.prefix("/").body("the origin's");
@@ -36,7 +45,11 @@ async fn metrics_tell_what_happened() {
     }
     node.answered(4).await;
     let got = node.admin("/metrics").await.expect(200);
-    assert!(got.head.get("content-type").is_some_and(|kind| kind.starts_with("text/plain; version=0.0.4")));
+    assert!(
+        got.head
+            .get("content-type")
+            .is_some_and(|kind| kind.starts_with("text/plain; version=0.0.4"))
+    );
     for (series, value) in [
         ("caje_requests_total{class=\"2xx\",cache=\"miss\"}", 1.0),
         ("caje_requests_total{class=\"2xx\",cache=\"hit\"}", 3.0),
@@ -51,27 +64,62 @@ async fn metrics_tell_what_happened() {
     }
     assert!(node.metric("caje_client_connections_accepted_total").await >= 4.0);
     assert!(node.metric("caje_response_bytes_total").await >= 20.0);
-    assert!(node.metric("caje_origin_requests_total{origin=\"origin\",outcome=\"2xx\"}").await >= 1.0);
-    assert!(node.metric("caje_origin_response_bytes_total{origin=\"origin\"}").await >= 5.0);
-    assert_eq!(node.metric("caje_time_to_first_byte_seconds_count{cache=\"hit\"}").await, 3.0);
+    assert!(
+        node.metric("caje_origin_requests_total{origin=\"origin\",outcome=\"2xx\"}")
+            .await
+            >= 1.0
+    );
+    assert!(
+        node.metric("caje_origin_response_bytes_total{origin=\"origin\"}")
+            .await
+            >= 5.0
+    );
+    assert_eq!(
+        node.metric("caje_time_to_first_byte_seconds_count{cache=\"hit\"}")
+            .await,
+        3.0
+    );
     // Each family has its sentence, and no client can make a series.
     for family in node.metrics().families() {
-        assert!(got.text().contains(&format!("# HELP {} ", family.name)), "{}", family.name);
+        assert!(
+            got.text().contains(&format!("# HELP {} ", family.name)),
+            "{}",
+            family.name
+        );
     }
-    node.get(&format!("/{CANARY}")).host(CANARY).header("user-agent", CANARY).await.expect(404);
-    assert!(!node.admin("/metrics").await.expect(200).text().contains(CANARY));
+    node.get(&format!("/{CANARY}"))
+        .host(CANARY)
+        .header("user-agent", CANARY)
+        .await
+        .expect(404);
+    assert!(
+        !node
+            .admin("/metrics")
+            .await
+            .expect(200)
+            .text()
+            .contains(CANARY)
+    );
 }
 
 /// A request that joins a body in the middle of its fill counts as joined too.
 #[tokio::test]
 async fn joining_a_body_under_way_is_counted() {
     let origin = Origin::start().await;
-    let gate = origin.get("/a").generated(SIZE).cache_control("max-age=60").gated_at(1000);
+    let gate = origin
+        .get("/a")
+        .generated(SIZE)
+        .cache_control("max-age=60")
+        .gated_at(1000);
     let node = Node::start(&origin).await;
     let mut first = node.get("/a").open().await;
     first.take(1000).await;
     let second = node.get("/a").open().await;
-    assert!(second.head.cache_status().contains("collapsed"), "{}", second.head.text);
+    assert!(
+        second.head.cache_status().contains("collapsed"),
+        "{}",
+        second.head.text
+    );
     node.joined_fills(1).await;
     gate.open();
     first.rest().await;
@@ -87,12 +135,22 @@ async fn logged(format: AccessFormat) -> Vec<String> {
     config.log.access = format;
     config.log.path = Some(path.clone());
     config.node.region = Some("lhr".to_owned());
+    // Lines of one thread are in order.
+    config.node.threads = 1.try_into().expect("one");
     let node = Node::run(config, folder).await;
-    node.get("/a").header("user-agent", "test \"quoted\" \u{e9}").header("referer", "http://r/").await.says("hello");
+    node.get("/a")
+        .header("user-agent", "test \"quoted\" \u{e9}")
+        .header("referer", "http://r/")
+        .await
+        .says("hello");
     node.at_rest().await;
     node.get("/a").await.says("hello");
     let read = || std::fs::read_to_string(&path).unwrap_or_default();
-    until(|| format!("two lines: {}", read()), || read().lines().count() >= 2).await;
+    until(
+        || format!("two lines: {}", read()),
+        || read().lines().count() >= 2,
+    )
+    .await;
     read().lines().map(str::to_owned).collect()
 }
 
@@ -114,10 +172,16 @@ async fn the_json_log_has_a_line_for_each_answer() {
     assert_eq!(lines.len(), 2, "{lines:#?}");
     for line in &lines {
         assert!(line.starts_with('{') && line.ends_with('}'), "{line}");
-        assert!(line.contains("\"request_method\":\"GET\"") && line.contains("\"response_status\":200"), "{line}");
+        assert!(
+            line.contains("\"request_method\":\"GET\"") && line.contains("\"response_status\":200"),
+            "{line}"
+        );
         assert!(line.contains("\"lhr\""), "{line}");
     }
-    assert!(lines[0].contains("miss") && lines[1].contains("hit"), "{lines:#?}");
+    assert!(
+        lines[0].contains("miss") && lines[1].contains("hit"),
+        "{lines:#?}"
+    );
 }
 
 #[tokio::test]
@@ -126,7 +190,11 @@ async fn a_reload_swaps_rules_under_living_connections() {
     one.prefix("/").body("one").cache_control("no-store");
     two.prefix("/").body("two").cache_control("no-store");
     let node = Node::start(&one).await;
-    let gate = one.get("/held").generated(SIZE).cache_control("no-store").gated_at(10);
+    let gate = one
+        .get("/held")
+        .generated(SIZE)
+        .cache_control("no-store")
+        .gated_at(10);
     let mut held = node.get("/held").open().await;
     held.take(10).await;
     let mut connection = node.connect().await;
@@ -140,9 +208,15 @@ async fn a_reload_swaps_rules_under_living_connections() {
     gate.open();
     let rest = held.rest().await;
     assert_eq!((rest.end, rest.body.len() as u64), (End::Whole, SIZE - 10));
-    connection.send(node.get(&format!("/{}", "a".repeat(50))).bytes()).await;
+    connection
+        .send(node.get(&format!("/{}", "a".repeat(50))).bytes())
+        .await;
     connection.answer("GET").await.expect(414);
-    assert_eq!(node.metric("caje_config_reloads_total{result=\"ok\"}").await, 1.0);
+    assert_eq!(
+        node.metric("caje_config_reloads_total{result=\"ok\"}")
+            .await,
+        1.0
+    );
 }
 
 #[tokio::test]
@@ -157,13 +231,21 @@ async fn a_reload_that_fails_changes_nothing() {
     config.origins[0].tls_ca = Some("/no/such/file".into());
     assert!(node.inner().reload(config).is_err());
     connection.get("/a").await.says("x");
-    assert_eq!(node.metric("caje_config_reloads_total{result=\"failed\"}").await, 1.0);
+    assert_eq!(
+        node.metric("caje_config_reloads_total{result=\"failed\"}")
+            .await,
+        1.0
+    );
 }
 
 #[tokio::test]
 async fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     let origin = Origin::start().await;
-    let gate = origin.get("/a").generated(SIZE).cache_control("max-age=600").gated_at(10);
+    let gate = origin
+        .get("/a")
+        .generated(SIZE)
+        .cache_control("max-age=600")
+        .gated_at(10);
     origin.get("/idle").body("x");
     let mut node = Node::start(&origin).await;
     let address = node.address();
@@ -186,9 +268,18 @@ async fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     // The body that arrived during the drain was kept.
     let node = Node::launch(node.config()).await.expect("start again");
     let mut connection = caje_tests::Connection::to(node.addresses()[0]).await;
-    assert!(connection.get("/a").await.is_whole("/a", SIZE).head.is_hit());
+    assert!(
+        connection
+            .get("/a")
+            .await
+            .is_whole("/a", SIZE)
+            .head
+            .is_hit()
+    );
     drop(connection);
-    tokio::task::spawn_blocking(move || node.drain()).await.expect("drain");
+    tokio::task::spawn_blocking(move || node.drain())
+        .await
+        .expect("drain");
 }
 
 /// What does not end within the bound is ended.
@@ -196,7 +287,10 @@ async fn a_drain_finishes_what_runs_and_takes_nothing_new() {
 async fn a_drain_is_bounded() {
     let origin = Origin::start().await;
     let _gate = origin.get("/a").generated(SIZE).gated_at(10);
-    let mut node = Node::with(&origin, |config| config.limits.drain_timeout = Duration::from_millis(200)).await;
+    let mut node = Node::with(&origin, |config| {
+        config.limits.drain_timeout = Duration::from_millis(200)
+    })
+    .await;
     let mut running = node.get("/a").open().await;
     running.take(10).await;
     node.begin_drain().await.expect("a drain");
@@ -226,7 +320,10 @@ async fn reloads(program: &Program, result: &str) -> f64 {
 async fn reloaded(program: &Program, result: &str, n: f64) {
     let deadline = tokio::time::Instant::now() + caje_tests::PATIENCE;
     while reloads(program, result).await < n {
-        assert!(tokio::time::Instant::now() < deadline, "no reload that {result}");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "no reload that {result}"
+        );
     }
 }
 
@@ -235,7 +332,11 @@ async fn reloaded(program: &Program, result: &str, n: f64) {
 async fn the_program_reloads_and_drains() {
     let origin = Origin::start().await;
     origin.get("/a").body("x").cache_control("no-store");
-    origin.get("/b").body("set").header("set-cookie", "a=b").cache_control("max-age=60");
+    origin
+        .get("/b")
+        .body("set")
+        .header("set-cookie", "a=b")
+        .cache_control("max-age=60");
     let folder = Folder::new();
     let path = file(&origin, &folder, "");
     let mut program = Program::start(&["run", "--config", &path]).await;
@@ -271,18 +372,29 @@ async fn the_program_reloads_and_drains() {
 async fn a_bad_file_is_refused_with_its_line() {
     let origin = Origin::start().await;
     let folder = Folder::new();
-    let path = file(&origin, &folder, "stale_if_eror = \"1h\"\nread_ahead = \"lots\"\n");
+    let path = file(
+        &origin,
+        &folder,
+        "stale_if_eror = \"1h\"\nread_ahead = \"lots\"\n",
+    );
     for command in ["check", "run"] {
         let (code, _, error) = Program::run(&[command, "--config", &path]).await;
         assert_eq!(code, Some(2), "{error}");
-        assert!(error.contains("stale_if_error"), "did it mean that? {error}");
-        assert!(error.contains("read_ahead") && error.contains("14"), "{error}");
+        assert!(
+            error.contains("stale_if_error"),
+            "did it mean that? {error}"
+        );
+        assert!(
+            error.contains("read_ahead") && error.contains("14"),
+            "{error}"
+        );
     }
     let path = file(&origin, &folder, "");
     assert_eq!(Program::run(&["check", "--config", &path]).await.0, Some(0));
     let (code, _, error) = Program::run(&["run", "--config", "/no/such/file"]).await;
     assert_eq!(code, Some(2), "{error}");
-    let (code, _, error) = Program::run(&["proxy", "--listen", "127.0.0.1:0", "--origin", "nonsense"]).await;
+    let (code, _, error) =
+        Program::run(&["proxy", "--listen", "127.0.0.1:0", "--origin", "nonsense"]).await;
     assert_eq!(code, Some(2), "{error}");
 }
 
@@ -309,4 +421,58 @@ fn the_handbook_knows_every_metric() {
         assert!(text.contains(family.name), "{} is missing", family.name);
     }
     assert!(!caje_node::telemetry::DiskState::VALUES.is_empty());
+}
+
+/// An answer that broke off is logged as one.
+#[tokio::test]
+async fn the_log_tells_a_cut_answer() {
+    let origin = Origin::start().await;
+    let _ = origin
+        .get("/a")
+        .generated(SIZE)
+        .cache_control("no-store")
+        .lie(caje_tests::Lie::Truncated);
+    let folder = Folder::new();
+    let path = folder.join("access.log");
+    let mut config = settings(&origin, &folder);
+    config.log.access = AccessFormat::Json;
+    config.log.path = Some(path.clone());
+    let node = Node::run(config, folder).await;
+    assert_eq!(node.get("/a").await.end, End::Cut);
+    let read = || std::fs::read_to_string(&path).unwrap_or_default();
+    until(|| "a line".to_owned(), || read().lines().count() >= 1).await;
+    assert!(read().contains("\"response_complete\":false"), "{}", read());
+}
+
+/// What a client writes cannot write lines of its own into the log.
+#[tokio::test]
+async fn the_log_cannot_be_forged() {
+    for format in [AccessFormat::Combined, AccessFormat::Json] {
+        let origin = Origin::start().await;
+        origin.prefix("/").body("x");
+        let folder = Folder::new();
+        let path = folder.join("access.log");
+        let mut config = settings(&origin, &folder);
+        config.log.access = format;
+        config.log.path = Some(path.clone());
+        let node = Node::run(config, folder).await;
+        let agent = "x\t\u{1b}\"\\ \u{85}\u{2028}";
+        let got = node.get("/%0a\"'\\").header("user-agent", agent).await;
+        assert!(matches!(got.status(), 200 | 400));
+        node.get("/second").await.says("x");
+        let read = || std::fs::read(&path).unwrap_or_default();
+        until(
+            || "lines".to_owned(),
+            || read().ends_with(b"\n") && String::from_utf8_lossy(&read()).contains("/second"),
+        )
+        .await;
+        let bytes = read();
+        assert!(
+            bytes.iter().all(|byte| *byte >= b' ' || *byte == b'\n'),
+            "{}",
+            String::from_utf8_lossy(&bytes)
+        );
+        let lines = String::from_utf8_lossy(&bytes).lines().count();
+        assert!(lines <= 2, "{}", String::from_utf8_lossy(&bytes));
+    }
 }

@@ -7,8 +7,15 @@ use slow_server::Alpn;
 const SIZE: u64 = 300_000;
 
 async fn plays(origin: &Origin, node: &Node) {
-    let _ = origin.get("/a").generated(SIZE).etag("\"1\"").ranges(true).cache_control("max-age=60");
-    origin.post("/a").respond_with(|request| caje_tests::OriginAnswer::ok().body(request.body.clone()));
+    let _ = origin
+        .get("/a")
+        .generated(SIZE)
+        .etag("\"1\"")
+        .ranges(true)
+        .cache_control("max-age=60");
+    origin
+        .post("/a")
+        .respond_with(|request| caje_tests::OriginAnswer::ok().body(request.body.clone()));
     node.get("/a").await.is_whole("/a", SIZE);
     node.at_rest().await;
     assert!(node.get("/a").await.is_whole("/a", SIZE).head.is_hit());
@@ -16,16 +23,26 @@ async fn plays(origin: &Origin, node: &Node) {
     let request = origin.last_request("/a");
     assert_eq!(request.header("x-forwarded-for"), Some("127.0.0.1"));
     assert_eq!(request.header_lines("via").join(", "), "1.1 caje");
-    node.get("/a").range("1000-1999").await.is_part("/a", 1000..2000, SIZE);
+    node.get("/a")
+        .range("1000-1999")
+        .await
+        .is_part("/a", 1000..2000, SIZE);
     // A body under way is joined here too.
-    let gate = origin.get("/b").generated(SIZE).cache_control("max-age=60").gated_at(1000);
+    let gate = origin
+        .get("/b")
+        .generated(SIZE)
+        .cache_control("max-age=60")
+        .gated_at(1000);
     let mut first = node.get("/b").open().await;
     first.take(1000).await;
     let mut second = node.get("/b").open().await;
     second.take(1000).await;
     gate.open();
     for answer in [first, second] {
-        assert_eq!(slow_server::verify_body("/b", 1000, &answer.rest().await.body), Ok(()));
+        assert_eq!(
+            slow_server::verify_body("/b", 1000, &answer.rest().await.body),
+            Ok(())
+        );
     }
     assert_eq!(origin.requests("/b"), 1);
     assert!(origin.malformed().is_empty(), "{:?}", origin.malformed());
@@ -33,14 +50,26 @@ async fn plays(origin: &Origin, node: &Node) {
 
 #[tokio::test]
 async fn http2_with_prior_knowledge() {
-    let origin = Origin::builder().h2c(true).start().await.expect("start an origin");
-    let node = Node::with(&origin, |config| config.origins[0].http2 = Http2::PriorKnowledge).await;
+    let origin = Origin::builder()
+        .h2c(true)
+        .start()
+        .await
+        .expect("start an origin");
+    let node = Node::with(&origin, |config| {
+        config.origins[0].http2 = Http2::PriorKnowledge
+    })
+    .await;
     plays(&origin, &node).await;
     assert_eq!(origin.last_request("/b").version, http::Version::HTTP_2);
 }
 
 async fn over_tls(alpn: Alpn, http2: Http2) -> (Origin, Node) {
-    let origin = Origin::builder().tls(true).alpn(alpn).start().await.expect("start an origin");
+    let origin = Origin::builder()
+        .tls(true)
+        .alpn(alpn)
+        .start()
+        .await
+        .expect("start an origin");
     let folder = Folder::new();
     let ca = folder.join("ca.pem");
     std::fs::write(&ca, origin.ca_pem()).expect("write a file");
@@ -79,7 +108,11 @@ async fn certificates_are_checked() {
     origin.kill_connections();
     origin.wait_open_connections(0).await;
     let got = node.get("/a").await.expect(502);
-    assert!(got.head.cache_status().contains("detail="), "{}", got.head.text);
+    assert!(
+        got.head.cache_status().contains("detail="),
+        "{}",
+        got.head.text
+    );
     let mut config = node.config();
     config.origins[0].tls_ca = None;
     node.inner().reload(config.clone()).expect("reload");

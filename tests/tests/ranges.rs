@@ -13,7 +13,12 @@ async fn stage() -> (Origin, Node) {
 
 async fn staged(read_ahead: u64, merge_gap: u64) -> (Origin, Node) {
     let origin = Origin::start().await;
-    let _ = origin.get("/a").generated(SIZE).etag("\"1\"").ranges(true).cache_control("max-age=60");
+    let _ = origin
+        .get("/a")
+        .generated(SIZE)
+        .etag("\"1\"")
+        .ranges(true)
+        .cache_control("max-age=60");
     let node = Node::with(&origin, |config| {
         config.origins[0].read_ahead_bytes = read_ahead;
         config.origins[0].merge_gap_bytes = merge_gap;
@@ -25,7 +30,9 @@ async fn staged(read_ahead: u64, merge_gap: u64) -> (Origin, Node) {
 /// The ranges that the origin was asked for, in order.
 fn asked(origin: &Origin) -> Vec<String> {
     let log = origin.requests_log();
-    log.iter().map(|request| request.header("range").unwrap_or("all").to_owned()).collect()
+    log.iter()
+        .map(|request| request.header("range").unwrap_or("all").to_owned())
+        .collect()
 }
 
 fn span(first_block: u64, blocks: u64) -> String {
@@ -67,7 +74,10 @@ async fn only_what_is_missing_is_asked_for() {
     node.at_rest().await;
     part(&node, 0, 8 * BLOCK).await;
     node.at_rest().await;
-    assert_eq!(asked(&origin), [span(2, 1), span(6, 1), span(0, 2), span(3, 3), span(7, 1)]);
+    assert_eq!(
+        asked(&origin),
+        [span(2, 1), span(6, 1), span(0, 2), span(3, 3), span(7, 1)]
+    );
     assert_eq!(origin.last_request("/a").header("if-range"), Some("\"1\""));
     assert_eq!(origin.counts("/a").bytes, 8 * BLOCK);
     // And the whole is made of it.
@@ -84,7 +94,10 @@ async fn small_gaps_are_merged_into_one_request() {
     part(&node, 0, 10 * BLOCK).await;
     node.at_rest().await;
     // One present block between is fetched along; two are not.
-    assert_eq!(asked(&origin), [span(2, 1), span(6, 2), span(0, 6), span(8, 2)]);
+    assert_eq!(
+        asked(&origin),
+        [span(2, 1), span(6, 2), span(0, 6), span(8, 2)]
+    );
 }
 
 #[tokio::test]
@@ -102,9 +115,17 @@ async fn a_suffix_range_asks_for_the_end() {
     let (origin, node) = stage().await;
     let got = node.get("/a").range("-100").await;
     got.is_part("/a", SIZE - 100..SIZE, SIZE);
-    assert!(origin.counts("/a").bytes <= 2 * BLOCK, "{:?}", asked(&origin));
+    assert!(
+        origin.counts("/a").bytes <= 2 * BLOCK,
+        "{:?}",
+        asked(&origin)
+    );
     node.at_rest().await;
-    let got = node.get("/a").range("-100").await.is_part("/a", SIZE - 100..SIZE, SIZE);
+    let got = node
+        .get("/a")
+        .range("-100")
+        .await
+        .is_part("/a", SIZE - 100..SIZE, SIZE);
     assert!(got.head.is_hit(), "{}", got.head.text);
     assert!(part(&node, SIZE - 10, SIZE).await.head.is_hit());
     assert_eq!(origin.requests("/a"), 1);
@@ -127,7 +148,10 @@ async fn an_open_range_reaches_the_end() {
 #[tokio::test]
 async fn the_end_cuts_a_range() {
     let (_origin, node) = stage().await;
-    let got = node.get("/a").range(&format!("{}-{}", SIZE - 10, SIZE + 100)).await;
+    let got = node
+        .get("/a")
+        .range(&format!("{}-{}", SIZE - 10, SIZE + 100))
+        .await;
     got.is_part("/a", SIZE - 10..SIZE, SIZE);
 }
 
@@ -135,10 +159,18 @@ async fn the_end_cuts_a_range() {
 async fn an_unsatisfiable_range_is_416() {
     let (origin, node) = stage().await;
     for state in ["absent", "stored"] {
-        for range in [format!("{SIZE}-"), format!("{}-{}", SIZE + 5, SIZE + 9), "-0".to_owned()] {
+        for range in [
+            format!("{SIZE}-"),
+            format!("{}-{}", SIZE + 5, SIZE + 9),
+            "-0".to_owned(),
+        ] {
             let got = node.get("/a").range(&range).await;
             assert_eq!(got.status(), 416, "{state} {range}: {}", got.head.text);
-            assert_eq!(got.head.get("content-range"), Some(format!("bytes */{SIZE}").as_str()), "{state} {range}");
+            assert_eq!(
+                got.head.get("content-range"),
+                Some(format!("bytes */{SIZE}").as_str()),
+                "{state} {range}"
+            );
         }
         node.get("/a").await.is_whole("/a", SIZE);
         node.at_rest().await;
@@ -150,15 +182,37 @@ async fn an_unsatisfiable_range_is_416() {
 #[tokio::test]
 async fn a_malformed_range_is_no_range() {
     let origin = Origin::start().await;
-    let _ = origin.get("/a").generated(1000).etag("\"1\"").ranges(true).cache_control("max-age=60");
+    let _ = origin
+        .get("/a")
+        .generated(1000)
+        .etag("\"1\"")
+        .ranges(true)
+        .cache_control("max-age=60");
     let node = Node::start(&origin).await;
-    for range in ["bytes=", "bytes=a-b", "bytes=5-1", "bytes", "lines=0-1", "bytes=0-1-2", "bytes=--1", "bytes 0-1", "bytes=0x1-2"] {
-        node.get("/a").header("range", range).await.is_whole("/a", 1000);
+    for range in [
+        "bytes=",
+        "bytes=a-b",
+        "bytes=5-1",
+        "bytes",
+        "lines=0-1",
+        "bytes=0-1-2",
+        "bytes=--1",
+        "bytes 0-1",
+        "bytes=0x1-2",
+    ] {
+        node.get("/a")
+            .header("range", range)
+            .await
+            .is_whole("/a", 1000);
         node.at_rest().await;
     }
     assert_eq!(origin.requests("/a"), 1);
     // Two lines are no range either.
-    node.get("/a").range("0-1").range("2-3").await.is_whole("/a", 1000);
+    node.get("/a")
+        .range("0-1")
+        .range("2-3")
+        .await
+        .is_whole("/a", 1000);
     // A range of a HEAD means nothing.
     let got = node.head("/a").range("0-1").await.expect(200);
     assert_eq!(got.head.length(), Some(1000));
@@ -203,9 +257,16 @@ async fn a_range_streams_as_it_arrives() {
     let (origin, node) = stage().await;
     let from = 5 * BLOCK + 100;
     let gate = origin.change("/a").gated_at(from + 1);
-    let mut answer = node.get("/a").range(&format!("{from}-{}", 7 * BLOCK)).open().await;
+    let mut answer = node
+        .get("/a")
+        .range(&format!("{from}-{}", 7 * BLOCK))
+        .open()
+        .await;
     assert_eq!(answer.head.status, 206);
-    assert_eq!(slow_server::verify_body("/a", from, &answer.take(1).await), Ok(()));
+    assert_eq!(
+        slow_server::verify_body("/a", from, &answer.take(1).await),
+        Ok(())
+    );
     gate.open();
     let rest = answer.rest().await;
     assert_eq!(rest.end, End::Whole);
@@ -217,13 +278,26 @@ async fn a_range_streams_as_it_arrives() {
 async fn ranges_are_collapsed() {
     let (origin, node) = stage().await;
     let gate = origin.change("/a").gated_at(5 * BLOCK);
-    let mut first = node.get("/a").range(&format!("{}-{}", 5 * BLOCK, 6 * BLOCK - 1)).start();
+    let mut first = node
+        .get("/a")
+        .range(&format!("{}-{}", 5 * BLOCK, 6 * BLOCK - 1))
+        .start();
     gate.reached().await;
-    let second = node.get("/a").range(&format!("{}-{}", 5 * BLOCK + 7, 6 * BLOCK - 1)).open().await;
+    let second = node
+        .get("/a")
+        .range(&format!("{}-{}", 5 * BLOCK + 7, 6 * BLOCK - 1))
+        .open()
+        .await;
     assert!(!first.is_finished());
     gate.open();
-    (&mut first).await.expect("the first").is_part("/a", 5 * BLOCK..6 * BLOCK, SIZE);
-    second.rest().await.is_part("/a", 5 * BLOCK + 7..6 * BLOCK, SIZE);
+    (&mut first)
+        .await
+        .expect("the first")
+        .is_part("/a", 5 * BLOCK..6 * BLOCK, SIZE);
+    second
+        .rest()
+        .await
+        .is_part("/a", 5 * BLOCK + 7..6 * BLOCK, SIZE);
     assert_eq!(asked(&origin), [span(5, 1)]);
 }
 
@@ -251,13 +325,28 @@ async fn a_near_range_joins_the_fill() {
     let gate = origin.change("/a").gated_at(BLOCK / 2);
     let mut whole = node.get("/a").open().await;
     whole.take(BLOCK as usize / 2).await;
-    let near = node.get("/a").range("1000-1999").await.is_part("/a", 1000..2000, SIZE);
-    assert!(near.head.cache_status().contains("collapsed") || near.head.is_hit(), "{}", near.head.text);
-    let mut next = node.get("/a").range(&format!("{}-{}", BLOCK / 2 - 1, BLOCK - 1)).open().await;
+    let near = node
+        .get("/a")
+        .range("1000-1999")
+        .await
+        .is_part("/a", 1000..2000, SIZE);
+    assert!(
+        near.head.cache_status().contains("collapsed") || near.head.is_hit(),
+        "{}",
+        near.head.text
+    );
+    let mut next = node
+        .get("/a")
+        .range(&format!("{}-{}", BLOCK / 2 - 1, BLOCK - 1))
+        .open()
+        .await;
     next.take(1).await;
     gate.open();
     let next = next.rest().await;
-    assert_eq!(slow_server::verify_body("/a", BLOCK / 2, &next.body), Ok(()));
+    assert_eq!(
+        slow_server::verify_body("/a", BLOCK / 2, &next.body),
+        Ok(())
+    );
     assert_eq!(next.end, End::Whole);
     whole.rest().await;
     assert_eq!(origin.requests("/a"), 1);
@@ -265,17 +354,27 @@ async fn a_near_range_joins_the_fill() {
 
 fn parts(got: &Got) -> Vec<(String, Vec<u8>)> {
     let kind = got.head.get("content-type").expect("a type");
-    let boundary = kind.strip_prefix("multipart/byteranges; boundary=").expect("a multipart type");
+    let boundary = kind
+        .strip_prefix("multipart/byteranges; boundary=")
+        .expect("a multipart type");
     let dash = format!("--{}", boundary.trim_matches('"'));
     let body = &got.body[..];
-    let places: Vec<usize> = (0..body.len()).filter(|at| body[*at..].starts_with(dash.as_bytes())).collect();
+    let places: Vec<usize> = (0..body.len())
+        .filter(|at| body[*at..].starts_with(dash.as_bytes()))
+        .collect();
     assert!(body[*places.last().expect("an end")..].starts_with(format!("{dash}--").as_bytes()));
     let mut parts = Vec::new();
     for pair in places.windows(2) {
         let part = &body[pair[0] + dash.len() + 2..pair[1] - 2];
-        let end = part.windows(4).position(|bytes| bytes == b"\r\n\r\n").expect("a part's head");
+        let end = part
+            .windows(4)
+            .position(|bytes| bytes == b"\r\n\r\n")
+            .expect("a part's head");
         let head = String::from_utf8_lossy(&part[..end]).to_ascii_lowercase();
-        let range = head.lines().find_map(|line| line.strip_prefix("content-range: ")).expect("a range");
+        let range = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-range: "))
+            .expect("a range");
         parts.push((range.to_owned(), part[end + 4..].to_vec()));
     }
     parts
@@ -285,34 +384,51 @@ fn parts(got: &Got) -> Vec<(String, Vec<u8>)> {
 async fn several_ranges_come_as_multipart() {
     let (origin, node) = stage().await;
     for state in ["absent", "stored"] {
-        let got = node.get("/a").range(&format!("0-9,{}-{},-5", 5 * BLOCK, 5 * BLOCK + 9)).await.expect(206);
+        let got = node
+            .get("/a")
+            .range(&format!("0-9,{}-{},-5", 5 * BLOCK, 5 * BLOCK + 9))
+            .await
+            .expect(206);
         assert_eq!(got.head.length(), Some(got.body.len() as u64), "{state}");
         assert!(!got.head.has("content-range"));
         let parts = parts(&got);
         let spans = [0..10, 5 * BLOCK..5 * BLOCK + 10, SIZE - 5..SIZE];
         assert_eq!(parts.len(), 3, "{state}");
         for ((range, bytes), span) in parts.iter().zip(spans) {
-            assert_eq!(*range, format!("bytes {}-{}/{SIZE}", span.start, span.end - 1), "{state}");
+            assert_eq!(
+                *range,
+                format!("bytes {}-{}/{SIZE}", span.start, span.end - 1),
+                "{state}"
+            );
             assert_eq!(*bytes, slow_server::body_bytes("/a", span), "{state}");
         }
         node.get("/a").await.is_whole("/a", SIZE);
         node.at_rest().await;
     }
     // The origin never hears of several ranges.
-    assert!(asked(&origin).iter().all(|range| !range.contains(',')), "{:?}", asked(&origin));
+    assert!(
+        asked(&origin).iter().all(|range| !range.contains(',')),
+        "{:?}",
+        asked(&origin)
+    );
 }
 
 #[tokio::test]
 async fn ranges_that_touch_become_one() {
     let (_origin, node) = stage().await;
-    node.get("/a").range("0-9,10-19,5-12").await.is_part("/a", 0..20, SIZE);
+    node.get("/a")
+        .range("0-9,10-19,5-12")
+        .await
+        .is_part("/a", 0..20, SIZE);
 }
 
 /// RangeAmp: many or overlapping ranges cost no more than the whole.
 #[tokio::test]
 async fn too_many_ranges_get_the_whole() {
     let (origin, node) = stage().await;
-    let many: Vec<String> = (0..200).map(|n| format!("{}-{}", n * 10, n * 10 + 1)).collect();
+    let many: Vec<String> = (0..200)
+        .map(|n| format!("{}-{}", n * 10, n * 10 + 1))
+        .collect();
     let got = node.get("/a").range(&many.join(",")).await;
     match got.status() {
         416 => {}
@@ -320,7 +436,11 @@ async fn too_many_ranges_get_the_whole() {
     }
     let same: Vec<String> = (0..10).map(|_| "0-".to_owned()).collect();
     let got = node.get("/a").range(&same.join(",")).await;
-    assert!(got.body.len() as u64 <= SIZE + 1000, "{} bytes", got.body.len());
+    assert!(
+        got.body.len() as u64 <= SIZE + 1000,
+        "{} bytes",
+        got.body.len()
+    );
     node.at_rest().await;
     assert!(origin.counts("/a").bytes <= 2 * SIZE);
 }
@@ -340,8 +460,14 @@ async fn a_small_range_costs_the_origin_a_block() {
 async fn if_range_decides_between_part_and_whole() {
     let origin = Origin::start().await;
     let modified = "Mon, 02 Jan 2006 15:04:05 GMT";
-    let answer = OriginAnswer::ok().generated(1000).etag("\"1\"").ranges(true).cache_control("max-age=60");
-    origin.get("/a").answer(answer.header("last-modified", modified));
+    let answer = OriginAnswer::ok()
+        .generated(1000)
+        .etag("\"1\"")
+        .ranges(true)
+        .cache_control("max-age=60");
+    origin
+        .get("/a")
+        .answer(answer.header("last-modified", modified));
     for stored in [false, true] {
         let node = Node::start(&origin).await;
         if stored {
@@ -355,7 +481,11 @@ async fn if_range_decides_between_part_and_whole() {
             (modified, true),
             ("Tue, 03 Jan 2006 15:04:05 GMT", false),
         ] {
-            let got = node.get("/a").range("10-19").header("if-range", validator).await;
+            let got = node
+                .get("/a")
+                .range("10-19")
+                .header("if-range", validator)
+                .await;
             if holds {
                 got.is_part("/a", 10..20, 1000);
             } else {
@@ -385,7 +515,11 @@ async fn an_origin_without_ranges_is_stored_whole() {
 #[tokio::test]
 async fn a_range_of_an_origin_without_ranges_does_not_wait_for_the_end() {
     let origin = Origin::start().await;
-    let gate = origin.get("/a").generated(SIZE).cache_control("max-age=60").gated_at(5 * BLOCK);
+    let gate = origin
+        .get("/a")
+        .generated(SIZE)
+        .cache_control("max-age=60")
+        .gated_at(5 * BLOCK);
     let node = Node::start(&origin).await;
     part(&node, 3 * BLOCK, 4 * BLOCK).await;
     assert!(!gate.is_open());
@@ -402,12 +536,26 @@ async fn another_tag_throws_the_old_bytes_away() {
     let got = node.get("/a").range(&format!("0-{}", 4 * BLOCK - 1)).await;
     // Its first blocks are old: the answer is cut, or all new, never both.
     let old = slow_server::BodyFn::new("/a").verify(0, &got.body).is_ok();
-    let new = slow_server::BodyFn::of_version("/a", 2).verify(0, &got.body).is_ok();
+    let new = slow_server::BodyFn::of_version("/a", 2)
+        .verify(0, &got.body)
+        .is_ok();
     assert!(old != new, "a mixture, or neither");
-    assert!(new || got.end == End::Cut, "{} bytes, {:?}", got.body.len(), got.end);
+    assert!(
+        new || got.end == End::Cut,
+        "{} bytes, {:?}",
+        got.body.len(),
+        got.end
+    );
     node.at_rest().await;
-    let got = node.get("/a").range(&format!("0-{}", 4 * BLOCK - 1)).await.expect(206);
-    assert_eq!(slow_server::BodyFn::of_version("/a", 2).verify(0, &got.body), Ok(()));
+    let got = node
+        .get("/a")
+        .range(&format!("0-{}", 4 * BLOCK - 1))
+        .await
+        .expect(206);
+    assert_eq!(
+        slow_server::BodyFn::of_version("/a", 2).verify(0, &got.body),
+        Ok(())
+    );
     node.get("/a").await.is_version("/a", 2, SIZE);
 }
 
@@ -418,8 +566,15 @@ async fn a_changed_body_is_started_over() {
     part(&node, 0, 2 * BLOCK).await;
     node.at_rest().await;
     let _ = origin.change("/a").version(2).etag("\"2\"");
-    let got = node.get("/a").range(&format!("{}-{}", 10 * BLOCK, 10 * BLOCK + 9)).await.expect(206);
-    assert_eq!(slow_server::BodyFn::of_version("/a", 2).verify(10 * BLOCK, &got.body), Ok(()));
+    let got = node
+        .get("/a")
+        .range(&format!("{}-{}", 10 * BLOCK, 10 * BLOCK + 9))
+        .await
+        .expect(206);
+    assert_eq!(
+        slow_server::BodyFn::of_version("/a", 2).verify(10 * BLOCK, &got.body),
+        Ok(())
+    );
     node.get("/a").await.is_version("/a", 2, SIZE);
 }
 
@@ -428,7 +583,11 @@ async fn a_changed_body_is_started_over() {
 async fn parts_without_a_strong_validator_are_not_joined() {
     for weak in [true, false] {
         let origin = Origin::start().await;
-        let route = origin.get("/a").generated(SIZE).ranges(true).cache_control("max-age=60");
+        let route = origin
+            .get("/a")
+            .generated(SIZE)
+            .ranges(true)
+            .cache_control("max-age=60");
         let _ = if weak { route.etag("W/\"1\"") } else { route };
         let node = Node::start(&origin).await;
         part(&node, 0, BLOCK).await;
@@ -444,15 +603,30 @@ async fn parts_without_a_strong_validator_are_not_joined() {
 async fn ranges_know_their_variant() {
     let origin = Origin::start().await;
     origin.get("/a").respond_with(|request| {
-        let version = request.header("x-v").unwrap_or("0").parse().expect("a number");
-        let answer = OriginAnswer::ok().generated(SIZE).version(version).etag(&format!("\"{version}\""));
+        let version = request
+            .header("x-v")
+            .unwrap_or("0")
+            .parse()
+            .expect("a number");
+        let answer = OriginAnswer::ok()
+            .generated(SIZE)
+            .version(version)
+            .etag(&format!("\"{version}\""));
         answer.ranges(true).vary("x-v").cache_control("max-age=60")
     });
     let node = Node::start(&origin).await;
     for _ in 0..2 {
         for version in [1, 2] {
-            let got = node.get("/a").header("x-v", &version.to_string()).range("300000-300009").await.expect(206);
-            assert_eq!(slow_server::BodyFn::of_version("/a", version).verify(300_000, &got.body), Ok(()));
+            let got = node
+                .get("/a")
+                .header("x-v", &version.to_string())
+                .range("300000-300009")
+                .await
+                .expect(206);
+            assert_eq!(
+                slow_server::BodyFn::of_version("/a", version).verify(300_000, &got.body),
+                Ok(())
+            );
         }
     }
     assert_eq!(origin.requests("/a"), 2);
@@ -462,7 +636,11 @@ async fn ranges_know_their_variant() {
 #[tokio::test]
 async fn a_stale_part_is_validated() {
     let origin = Origin::start().await;
-    let answer = OriginAnswer::ok().generated(SIZE).etag("\"1\"").ranges(true).cache_control("max-age=60");
+    let answer = OriginAnswer::ok()
+        .generated(SIZE)
+        .etag("\"1\"")
+        .ranges(true)
+        .cache_control("max-age=60");
     origin.get("/a").answer(answer.clone().header("age", "61"));
     let node = Node::start(&origin).await;
     part(&node, 0, BLOCK).await;
@@ -479,11 +657,19 @@ async fn a_stale_part_is_validated() {
 #[tokio::test]
 async fn an_uncacheable_range_is_right_too() {
     let origin = Origin::start().await;
-    let _ = origin.get("/a").generated(SIZE).etag("\"1\"").ranges(true).cache_control("no-store");
+    let _ = origin
+        .get("/a")
+        .generated(SIZE)
+        .etag("\"1\"")
+        .ranges(true)
+        .cache_control("no-store");
     let node = Node::start(&origin).await;
     for _ in 0..2 {
         part(&node, 3 * BLOCK + 5, 3 * BLOCK + 50).await;
-        node.get("/a").range("-7").await.is_part("/a", SIZE - 7..SIZE, SIZE);
+        node.get("/a")
+            .range("-7")
+            .await
+            .is_part("/a", SIZE - 7..SIZE, SIZE);
         part(&node, 0, 1).await;
         let got = node.get("/a").range("0-1,5-6").await;
         assert!(matches!(got.status(), 200 | 206));
@@ -495,15 +681,90 @@ async fn an_uncacheable_range_is_right_too() {
 /// A lie about a range never reaches a client as bytes of another place.
 #[tokio::test]
 async fn lies_about_ranges_are_found_out() {
-    for lie in [Lie::RangeShifted, Lie::RangeMisnamed, Lie::RangeShorter, Lie::RangeLonger, Lie::RangeTruncated] {
+    for lie in [
+        Lie::RangeShifted,
+        Lie::RangeMisnamed,
+        Lie::RangeShorter,
+        Lie::RangeLonger,
+        Lie::RangeTruncated,
+    ] {
         let (origin, node) = stage().await;
         let _ = origin.change("/a").lie(lie);
-        let got = node.get("/a").range(&format!("{}-{}", 3 * BLOCK, 5 * BLOCK - 1)).await;
+        let got = node
+            .get("/a")
+            .range(&format!("{}-{}", 3 * BLOCK, 5 * BLOCK - 1))
+            .await;
         if got.status() == 206 && lie != Lie::RangeMisnamed {
-            assert_eq!(slow_server::verify_body("/a", 3 * BLOCK, &got.body), Ok(()), "{lie}");
+            assert_eq!(
+                slow_server::verify_body("/a", 3 * BLOCK, &got.body),
+                Ok(()),
+                "{lie}"
+            );
         }
         node.at_rest().await;
-        let _ = origin.get("/a").generated(SIZE).etag("\"1\"").ranges(true).cache_control("max-age=60");
+        let _ = origin
+            .get("/a")
+            .generated(SIZE)
+            .etag("\"1\"")
+            .ranges(true)
+            .cache_control("max-age=60");
         node.get("/a").await.is_whole("/a", SIZE);
     }
+}
+
+/// What is partly here says so, and is no hit.
+#[tokio::test]
+async fn a_range_that_has_to_be_asked_for_is_partial() {
+    let (_origin, node) = stage().await;
+    part(&node, 0, BLOCK).await;
+    node.at_rest().await;
+    for range in [format!("{}-{}", 5 * BLOCK, 5 * BLOCK + 9), "-10".to_owned()] {
+        let got = node.get("/a").range(&range).await.expect(206);
+        assert!(
+            got.head.cache_status().contains("fwd=partial"),
+            "{range}: {}",
+            got.head.text
+        );
+        node.at_rest().await;
+        assert!(node.get("/a").range(&range).await.expect(206).head.is_hit());
+    }
+}
+
+/// The origin has gone: what is here is served, what is not is a clear answer, and nothing hangs.
+#[tokio::test]
+async fn a_missing_block_without_an_origin_is_an_error() {
+    let (origin, node) = stage().await;
+    part(&node, 0, BLOCK).await;
+    node.at_rest().await;
+    origin.refuse().await;
+    origin.kill_connections();
+    origin.wait_open_connections(0).await;
+    assert!(part(&node, 0, BLOCK).await.head.is_hit());
+    let got = node
+        .get("/a")
+        .range(&format!("{}-{}", 5 * BLOCK, 6 * BLOCK))
+        .await;
+    assert!(matches!(got.status(), 502 | 504), "{}", got.head.text);
+    assert!(
+        got.head.cache_status().contains("detail="),
+        "{}",
+        got.head.text
+    );
+    // The whole begins with what is here; it cannot end well.
+    let got = node.get("/a").await;
+    assert_ne!((got.status(), got.end), (200, End::Whole));
+    origin.resume().await;
+    node.get("/a").await.is_whole("/a", SIZE);
+}
+
+/// A HEAD of a body that is here in part knows the whole length.
+#[tokio::test]
+async fn head_of_a_part_tells_the_whole() {
+    let (origin, node) = stage().await;
+    part(&node, BLOCK, 2 * BLOCK).await;
+    node.at_rest().await;
+    let got = node.head("/a").await.expect(200);
+    assert_eq!(got.head.length(), Some(SIZE));
+    assert!(!got.head.has("content-range"), "{}", got.head.text);
+    assert_eq!(origin.requests("/a"), 1);
 }

@@ -223,7 +223,7 @@ async fn the_operator_may_forbid_it_too() {
     origin.refuse().await;
     origin.kill_connections();
     origin.wait_open_connections(0).await;
-    node.get("/a").await.expect(502);
+    node.get("/a").await.expect(504);
 }
 
 /// An origin that hangs is one that cannot be reached.

@@ -12,13 +12,18 @@ const SIZE: u64 = 300_000;
 async fn a_restart_keeps_the_cache() {
     let origin = Origin::start().await;
     let node = Node::start(&origin).await;
-    let targets: Vec<String> = (0..50).map(|n| format!("/bytes/{}/r{n}", 1 + n * 9000)).collect();
+    let targets: Vec<String> = (0..50)
+        .map(|n| format!("/bytes/{}/r{n}", 1 + n * 9000))
+        .collect();
     for target in &targets {
         node.get(target).await.expect(200);
     }
     origin.get("/v").respond_with(|request| {
         let value = request.header("x-a").unwrap_or("none").to_owned();
-        OriginAnswer::ok().body(value).vary("x-a").cache_control("max-age=600")
+        OriginAnswer::ok()
+            .body(value)
+            .vary("x-a")
+            .cache_control("max-age=600")
     });
     for value in ["1", "2"] {
         node.get("/v").header("x-a", value).await.says(value);
@@ -29,10 +34,21 @@ async fn a_restart_keeps_the_cache() {
     for (n, target) in (0..).zip(&targets) {
         let got = node.get(target).await.is_whole(target, 1 + n * 9000);
         assert!(got.head.is_hit(), "{}", got.head.text);
-        assert!(got.head.has("etag") && got.head.has("age"), "{}", got.head.text);
+        assert!(
+            got.head.has("etag") && got.head.has("age"),
+            "{}",
+            got.head.text
+        );
     }
     for value in ["1", "2"] {
-        assert!(node.get("/v").header("x-a", value).await.says(value).head.is_hit());
+        assert!(
+            node.get("/v")
+                .header("x-a", value)
+                .await
+                .says(value)
+                .head
+                .is_hit()
+        );
     }
     assert_eq!(origin.requests_total(), asked);
 }
@@ -43,13 +59,28 @@ async fn a_restart_keeps_parts() {
     let block = 256 << 10;
     let size = 10 * block;
     let origin = Origin::start().await;
-    let _ = origin.get("/a").generated(size).etag("\"1\"").ranges(true).cache_control("max-age=600");
+    let _ = origin
+        .get("/a")
+        .generated(size)
+        .etag("\"1\"")
+        .ranges(true)
+        .cache_control("max-age=600");
     let node = Node::start(&origin).await;
     let range = format!("{}-{}", 3 * block, 5 * block - 1);
-    node.get("/a").range(&range).await.is_part("/a", 3 * block..5 * block, size);
+    node.get("/a")
+        .range(&range)
+        .await
+        .is_part("/a", 3 * block..5 * block, size);
     node.at_rest().await;
     let node = node.restart().await;
-    assert!(node.get("/a").range(&range).await.is_part("/a", 3 * block..5 * block, size).head.is_hit());
+    assert!(
+        node.get("/a")
+            .range(&range)
+            .await
+            .is_part("/a", 3 * block..5 * block, size)
+            .head
+            .is_hit()
+    );
     assert_eq!(origin.requests("/a"), 1);
     node.get("/a").await.is_whole("/a", size);
     node.at_rest().await;
@@ -61,22 +92,36 @@ async fn a_restart_keeps_parts() {
 async fn a_restart_keeps_updated_heads() {
     let origin = Origin::start().await;
     let answer = OriginAnswer::ok().generated(SIZE).etag("\"1\"");
-    origin.get("/a").answer(answer.clone().cache_control("max-age=60").header("age", "61"));
+    origin.get("/a").answer(
+        answer
+            .clone()
+            .cache_control("max-age=60")
+            .header("age", "61"),
+    );
     let node = Node::start(&origin).await;
     node.get("/a").await.is_whole("/a", SIZE);
     node.at_rest().await;
-    origin.get("/a").answer(answer.cache_control("max-age=600").header("x-new", "1"));
+    origin
+        .get("/a")
+        .answer(answer.cache_control("max-age=600").header("x-new", "1"));
     node.get("/a").await.is_whole("/a", SIZE);
     let node = node.restart().await;
     let got = node.get("/a").await.is_whole("/a", SIZE);
-    assert!(got.head.is_hit() && got.head.has("x-new"), "{}", got.head.text);
+    assert!(
+        got.head.is_hit() && got.head.has("x-new"),
+        "{}",
+        got.head.text
+    );
 }
 
 /// What was invalidated stays so.
 #[tokio::test]
 async fn a_restart_brings_nothing_back() {
     let origin = Origin::start().await;
-    let _ = origin.get("/a").generated(SIZE).cache_control("max-age=600");
+    let _ = origin
+        .get("/a")
+        .generated(SIZE)
+        .cache_control("max-age=600");
     origin.post("/a").body("done");
     let node = Node::start(&origin).await;
     node.get("/a").await.is_whole("/a", SIZE);
@@ -92,7 +137,10 @@ async fn a_second_node_on_the_folder_is_refused() {
     let node = Node::start(&origin).await;
     let refused = Node::launch(node.config()).await;
     let error = refused.err().expect("the second is refused");
-    assert!(error.to_string().contains("in use") || error.to_string().contains("lock"), "{error}");
+    assert!(
+        error.to_string().contains("in use") || error.to_string().contains("lock"),
+        "{error}"
+    );
     // The first has not noticed.
     let _ = origin.get("/a").generated(SIZE).cache_control("max-age=60");
     node.get("/a").await.is_whole("/a", SIZE);
@@ -102,10 +150,19 @@ async fn a_second_node_on_the_folder_is_refused() {
 }
 
 async fn works(origin: &Origin, node: &Node) {
-    let _ = origin.get("/works").generated(SIZE).cache_control("max-age=60");
+    let _ = origin
+        .get("/works")
+        .generated(SIZE)
+        .cache_control("max-age=60");
     node.get("/works").await.is_whole("/works", SIZE);
     node.at_rest().await;
-    assert!(node.get("/works").await.is_whole("/works", SIZE).head.is_hit());
+    assert!(
+        node.get("/works")
+            .await
+            .is_whole("/works", SIZE)
+            .head
+            .is_hit()
+    );
 }
 
 async fn disk(node: &Node) -> DiskState {
@@ -117,14 +174,23 @@ async fn disk(node: &Node) -> DiskState {
 
 #[tokio::test]
 async fn threads_do_what_rings_do() {
-    for (io, engine) in [(Io::Blocking, IoEngine::Threads), (Io::Auto, IoEngine::Uring)] {
+    for (io, engine) in [
+        (Io::Blocking, IoEngine::Threads),
+        (Io::Auto, IoEngine::Uring),
+    ] {
         let origin = Origin::start().await;
         let node = Node::with(&origin, |config| config.store.io = io).await;
         works(&origin, &node).await;
         let asked = origin.requests_total();
         let node = node.restart().await;
         // From disk.
-        assert!(node.get("/works").await.is_whole("/works", SIZE).head.is_hit());
+        assert!(
+            node.get("/works")
+                .await
+                .is_whole("/works", SIZE)
+                .head
+                .is_hit()
+        );
         assert_eq!(origin.requests_total(), asked);
         node.metrics().render();
         if io == Io::Blocking {
@@ -156,7 +222,9 @@ async fn a_broken_index_leaves_a_node_that_serves() {
     let config = settings(&origin, &folder);
     let store = folder.join("store");
     let node = Node::launch(config.clone()).await.expect("start");
-    tokio::task::spawn_blocking(move || node.drain()).await.expect("drain");
+    tokio::task::spawn_blocking(move || node.drain())
+        .await
+        .expect("drain");
     let mut broken = 0;
     for entry in std::fs::read_dir(&store).expect("read a folder") {
         let path = entry.expect("an entry").path();
@@ -175,8 +243,16 @@ async fn a_broken_index_leaves_a_node_that_serves() {
 async fn rotten_blocks_are_fetched_again() {
     let size = 3 << 20;
     let origin = Origin::start().await;
-    let _ = origin.get("/a").generated(size).etag("\"1\"").ranges(true).cache_control("max-age=600");
-    let _ = origin.get("/b").generated(size).cache_control("max-age=600");
+    let _ = origin
+        .get("/a")
+        .generated(size)
+        .etag("\"1\"")
+        .ranges(true)
+        .cache_control("max-age=600");
+    let _ = origin
+        .get("/b")
+        .generated(size)
+        .cache_control("max-age=600");
     let folder = Folder::new();
     let config = settings(&origin, &folder);
     let node = Node::launch(config.clone()).await.expect("start");
@@ -186,13 +262,19 @@ async fn rotten_blocks_are_fetched_again() {
     connection.get("/b").await.is_whole("/b", size);
     caje_tests::until(|| "fills".to_owned(), || node.metrics().fills.get(()) == 0).await;
     drop(connection);
-    tokio::task::spawn_blocking(move || node.drain()).await.expect("drain");
+    tokio::task::spawn_blocking(move || node.drain())
+        .await
+        .expect("drain");
     // Every page of every segment that holds something gets one wrong byte.
     rot(&folder.join("store"));
     let node = Node::run(config, folder).await;
     for target in ["/a", "/b"] {
         let got = node.get(target).await;
-        assert_eq!(slow_server::verify_body(target, 0, &got.body), Ok(()), "{target}");
+        assert_eq!(
+            slow_server::verify_body(target, 0, &got.body),
+            Ok(()),
+            "{target}"
+        );
         node.at_rest().await;
         node.get(target).await.is_whole(target, size);
     }
@@ -205,7 +287,11 @@ fn rot(folder: &std::path::Path) {
     let mut rotten = 0;
     for entry in std::fs::read_dir(folder).expect("read a folder") {
         let path = entry.expect("an entry").path();
-        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
         if path.is_dir() {
             rot(&path);
             continue;
@@ -213,7 +299,11 @@ fn rot(folder: &std::path::Path) {
         if name.contains("index") || name.contains("lock") {
             continue;
         }
-        let mut file = std::fs::File::options().read(true).write(true).open(&path).expect("open a segment");
+        let mut file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .expect("open a segment");
         let mut page = vec![0; 4096];
         let mut at = 0;
         while at < 8 << 20 && file.read_exact(&mut page).is_ok() {
@@ -226,7 +316,11 @@ fn rot(folder: &std::path::Path) {
             file.seek(SeekFrom::Start(at)).expect("seek");
         }
     }
-    assert!(rotten > 0 || folder.join("index.db").exists(), "nothing to spoil in {}", folder.display());
+    assert!(
+        rotten > 0 || folder.join("index.db").exists(),
+        "nothing to spoil in {}",
+        folder.display()
+    );
 }
 
 /// More than fits: old bodies make room, and whatever is served is right.
@@ -248,7 +342,13 @@ async fn a_full_store_makes_room() {
     }
     assert!(node.metric("caje_store_bytes{tier=\"disk\"}").await <= 16_777_216.0);
     // The newest is here.
-    assert!(node.get("/bytes/1m/39").await.is_whole("/bytes/1m/39", 1 << 20).head.is_hit());
+    assert!(
+        node.get("/bytes/1m/39")
+            .await
+            .is_whole("/bytes/1m/39", 1 << 20)
+            .head
+            .is_hit()
+    );
 }
 
 /// A body larger than the whole store goes through, right to its last byte.
@@ -261,7 +361,9 @@ async fn a_body_larger_than_the_store_goes_through() {
     })
     .await;
     for _ in 0..2 {
-        node.get("/bytes/24m/x").await.is_whole("/bytes/24m/x", 24 << 20);
+        node.get("/bytes/24m/x")
+            .await
+            .is_whole("/bytes/24m/x", 24 << 20);
         node.at_rest().await;
     }
     works(&origin, &node).await;
@@ -274,7 +376,8 @@ async fn a_folder_without_permission_leaves_a_node_that_serves() {
     let folder = Folder::new();
     let closed = folder.join("closed");
     std::fs::create_dir(&closed).expect("make a folder");
-    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o500)).expect("set permissions");
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o500))
+        .expect("set permissions");
     let mut config = settings(&origin, &folder);
     config.store.dir = closed.join("store");
     let node = Node::run(config, folder).await;
@@ -297,17 +400,72 @@ async fn a_full_disk_leaves_a_node_that_serves() {
 #[tokio::test]
 async fn another_block_size_starts_empty() {
     let origin = Origin::start().await;
-    let _ = origin.get("/a").generated(SIZE).cache_control("max-age=600");
+    let _ = origin
+        .get("/a")
+        .generated(SIZE)
+        .cache_control("max-age=600");
     let folder = Folder::new();
     let mut config = settings(&origin, &folder);
     for size in [256 << 10, 64 << 10] {
         config.store.block_size_bytes = size;
         let node = Node::launch(config.clone()).await.expect("start");
         let mut connection = caje_tests::Connection::to(node.addresses()[0]).await;
-        assert!(!connection.get("/a").await.is_whole("/a", SIZE).head.is_hit());
+        assert!(
+            !connection
+                .get("/a")
+                .await
+                .is_whole("/a", SIZE)
+                .head
+                .is_hit()
+        );
         caje_tests::until(|| "fills".to_owned(), || node.metrics().fills.get(()) == 0).await;
-        assert!(connection.get("/a").await.is_whole("/a", SIZE).head.is_hit());
+        assert!(
+            connection
+                .get("/a")
+                .await
+                .is_whole("/a", SIZE)
+                .head
+                .is_hit()
+        );
         drop(connection);
-        tokio::task::spawn_blocking(move || node.drain()).await.expect("drain");
+        tokio::task::spawn_blocking(move || node.drain())
+            .await
+            .expect("drain");
     }
+}
+
+/// A body that is given up while somebody reads it: what they get is right, and whole or cut.
+#[tokio::test]
+async fn a_body_may_be_evicted_while_it_is_read() {
+    let size = 6 << 20;
+    let origin = Origin::start().await;
+    let _ = origin
+        .get("/a")
+        .generated(size)
+        .etag("\"1\"")
+        .ranges(true)
+        .cache_control("max-age=60");
+    let node = Node::with(&origin, |config| {
+        config.store.size_bytes = 16 << 20;
+        config.store.memory_bytes = 4 << 20;
+    })
+    .await;
+    node.get("/a").await.is_whole("/a", size);
+    node.at_rest().await;
+    let mut slow = caje_tests::Connection::narrow(node.address()).await;
+    slow.send(node.get("/a").bytes()).await;
+    let mut slow = slow.begin("GET").await;
+    slow.take(1).await;
+    for n in 0..40 {
+        let target = format!("/bytes/1m/{n}");
+        node.get(&target).await.is_whole(&target, 1 << 20);
+    }
+    let rest = slow.rest().await;
+    assert_eq!(slow_server::verify_body("/a", 1, &rest.body), Ok(()));
+    assert_eq!(
+        rest.end,
+        caje_tests::End::Whole,
+        "{} bytes",
+        rest.body.len()
+    );
 }

@@ -112,17 +112,18 @@ async fn a_new_representation_takes_the_old_one_s_place() {
 #[tokio::test]
 async fn validations_are_collapsed() {
     let origin = Origin::start().await;
-    let answer = OriginAnswer::ok().body("a").etag("\"1\"");
-    origin.get("/a").answer(
-        answer
-            .clone()
-            .cache_control("max-age=60")
-            .header("age", "61"),
-    );
+    let _ = origin
+        .get("/a")
+        .body("a")
+        .etag("\"1\"")
+        .cache_control("max-age=1");
+    let _ = origin.get("/clock").body("c").cache_control("max-age=1");
     let node = Node::start(&origin).await;
     node.get("/a").await.says("a");
-    origin.get("/a").answer(answer.cache_control("max-age=60"));
-    let gate = origin.change("/a").gated();
+    node.get("/clock").await.says("c");
+    // What was stored later is stale, so what was stored before is.
+    while node.get("/clock").await.says("c").head.is_hit() {}
+    let gate = origin.change("/a").cache_control("max-age=60").gated();
     let clients: Vec<_> = (0..5).map(|_| node.get("/a").start()).collect();
     gate.reached().await;
     node.joined_fills(4).await;
@@ -131,6 +132,7 @@ async fn validations_are_collapsed() {
         client.await.expect("a client").says("a");
     }
     assert_eq!(origin.requests("/a"), 2);
+    assert_eq!(origin.counts("/a").not_modified, 1);
 }
 
 #[tokio::test]
@@ -342,4 +344,63 @@ async fn if_match_is_for_the_origin() {
     node.get("/a").header("if-match", "\"2\"").await.expect(412);
     assert_eq!(origin.last_request("/a").header("if-match"), Some("\"2\""));
     assert!(node.get("/a").await.says("a").head.is_hit());
+}
+
+/// A body under way when its target is invalidated reaches its readers, and nobody after them.
+#[tokio::test]
+async fn a_body_under_way_can_be_invalidated() {
+    let origin = Origin::start().await;
+    let gate = origin
+        .get("/a")
+        .generated(SIZE)
+        .cache_control("max-age=60")
+        .gated_at(100);
+    origin.post("/a").body("done");
+    let node = Node::start(&origin).await;
+    let mut running = node.get("/a").open().await;
+    running.take(100).await;
+    node.post("/a").body("x").await.says("done");
+    let next = node.get("/a").start();
+    origin.wait_requests("/a", 3).await;
+    gate.open();
+    let rest = running.rest().await;
+    assert_eq!(slow_server::verify_body("/a", 100, &rest.body), Ok(()));
+    assert_eq!(
+        (rest.end, rest.body.len() as u64),
+        (caje_tests::End::Whole, SIZE - 100)
+    );
+    next.await.expect("the next").is_whole("/a", SIZE);
+}
+
+/// `no-cache` is stored and validated each time.
+#[tokio::test]
+async fn no_cache_is_validated_each_time() {
+    let origin = Origin::start().await;
+    let _ = origin
+        .get("/a")
+        .generated(SIZE)
+        .etag("\"1\"")
+        .cache_control("no-cache, max-age=60");
+    let node = Node::start(&origin).await;
+    for _ in 0..3 {
+        assert!(!node.get("/a").await.is_whole("/a", SIZE).head.is_hit());
+        node.at_rest().await;
+    }
+    assert_eq!(
+        (origin.requests("/a"), origin.counts("/a").not_modified),
+        (3, 2)
+    );
+    assert_eq!(origin.counts("/a").bytes, SIZE);
+}
+
+/// A 304 that was not asked for, or that speaks of something else, is not an answer.
+#[tokio::test]
+async fn a_304_out_of_nothing_is_no_answer() {
+    let origin = Origin::start().await;
+    let _ = origin
+        .get("/a")
+        .body("x")
+        .lie(caje_tests::Lie::NotModifiedUnasked);
+    let node = Node::start(&origin).await;
+    node.get("/a").await.expect(502);
 }

@@ -24,6 +24,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 use crate::block::{BlockIndex, BlockSize};
 use crate::cache::fill::Refill;
@@ -35,6 +36,12 @@ const JOIN_DISTANCE: u64 = 1 << 20;
 
 /// Blocks that a fill keeps for slow readers where the store does not.
 const MAX_KEPT_BLOCKS: usize = 4;
+
+/// How long a reader that takes nothing may keep others waiting for such a fill.
+const KEPT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often in a row a block that is here may turn out unreadable, before it is an error.
+const MAX_UNREADABLE: u8 = 3;
 
 /// How often one reader asks for the rest of a body whose fill was cut off.
 const MAX_RESUMES: u8 = 3;
@@ -108,14 +115,15 @@ impl Body {
 
     /// Registers a fill of `span`, unless a fill in flight will bring its first byte soon: then that
     /// one. The new fill ends where another in flight has begun.
-    pub fn fill_for(&self, mut span: Range<u64>) -> (Arc<Fill>, bool) {
+    pub fn fill_for(&self, mut span: Range<u64>, block_size: BlockSize) -> (Arc<Fill>, bool) {
         let mut fills = self.fills.lock();
         if let Some(fill) = Self::covering(&fills, span.start, self.joinable) {
             return (fill, false);
         }
         let starts = fills.iter().map(|fill| fill.span.start);
         if let Some(next) = starts.filter(|start| *start > span.start).min() {
-            span.end = span.end.min(next);
+            // The other may begin inside a block, which neither of them would then bring whole.
+            span.end = span.end.min(block_size.ceil(next));
         }
         let fill = Arc::new(Fill::new(span));
         fills.push(fill.clone());
@@ -191,6 +199,16 @@ impl FillState {
         let from = (at - start) as usize;
         let to = (end.min(self.position) - start) as usize;
         (from < block.written()).then(|| block.slice(from..to.min(block.written())))
+    }
+
+    /// Waits no longer for readers that are still in the oldest kept block, if others have read all
+    /// there is: they may ask for it again.
+    fn leave_slowest(&mut self) {
+        let others_wait = self.readers.iter().any(|(_, at)| *at >= self.position);
+        if others_wait && let Some((start, block)) = self.kept.front() {
+            let end = start + block.written() as u64;
+            self.readers.retain(|(_, at)| *at >= end);
+        }
     }
 
     /// Drops kept blocks that every reader has passed.
@@ -462,6 +480,10 @@ impl FillWriter {
     async fn close_block(&mut self) {
         let Some(open) = self.open.take() else { return };
         let object = &self.body.object;
+        if self.limit == u64::MAX && self.position > self.store.largest_body() {
+            // It has no end that would leave room for others: read from here on, not kept.
+            self.store.remove(object);
+        }
         let whole = match object.length() {
             Some(length) => self.block_size.bytes(open.index, length),
             None => self.block_size.bytes(open.index, u64::MAX),
@@ -488,12 +510,15 @@ impl FillWriter {
         let length = object.length().unwrap_or(self.position);
         // Before it is given up its readers must have come near.
         let outgrows = self.limit == u64::MAX && self.position > self.largest / 2;
-        outgrows || object.is_gone() || !self.store.is_durable() && length > self.store.memory_limit() / 8
+        outgrows
+            || object.is_gone()
+            || !self.store.is_durable() && length > self.store.memory_limit() / 8
     }
 
     /// Keeps a closed block for its readers, and waits until they are near enough.
     async fn keep(&self, block: (u64, BlockReader)) {
         self.fill.state.lock().kept.push_back(block);
+        let mut patience = Instant::now() + KEPT_PATIENCE;
         loop {
             let moved = self.fill.reader_moved.notified();
             tokio::pin!(moved);
@@ -505,7 +530,10 @@ impl FillWriter {
                     return;
                 }
             }
-            moved.await;
+            if timeout_at(patience, moved).await.is_err() {
+                self.fill.state.lock().leave_slowest();
+                patience = Instant::now() + KEPT_PATIENCE;
+            }
         }
     }
 
@@ -568,6 +596,8 @@ pub struct Reader {
     refilled_at: Option<u64>,
     /// Times that a fill may fail on the way before the reader gives up.
     resumes_left: u8,
+    /// Times in a row that a block was here and could not be read.
+    unreadable: u8,
     begins_with_fill: bool,
 }
 
@@ -592,8 +622,14 @@ impl Reader {
             refill,
             refilled_at: None,
             resumes_left: MAX_RESUMES,
+            unreadable: 0,
             begins_with_fill: false,
         }
+    }
+
+    /// Holds no fill until it is read from: nothing may wait for a reader whose turn has not come.
+    pub fn defer(&mut self) {
+        self.joined = None;
     }
 
     fn end(&self) -> u64 {
@@ -641,11 +677,16 @@ impl Reader {
             }
             if let Some(bytes) = self.held().await {
                 self.at += bytes.len() as u64;
+                self.unreadable = 0;
                 return Some(Ok(bytes));
             }
             let fill = match self.source() {
                 Source::Fill(fill) => fill,
-                Source::Store => continue,
+                Source::Store if self.unreadable < MAX_UNREADABLE => {
+                    self.unreadable += 1;
+                    continue;
+                }
+                Source::Store => return Some(Err(BodyError::Missing)),
                 Source::Nowhere => return Some(Err(BodyError::Missing)),
             };
             match self.await_fill(&fill).await {
@@ -711,12 +752,18 @@ impl Reader {
     /// Whether the rest may be asked for again after a fill that failed on the way.
     fn may_resume(&mut self, error: BodyError) -> bool {
         let transient = matches!(error, BodyError::Truncated | BodyError::Timeout);
+        // A fill begins before the byte that is waited for, and may have been cut before it: that
+        // counts as bad luck once.
+        let has_moved = self.refilled_at != Some(self.at) || self.resumes_left == MAX_RESUMES;
         let may = transient
             && self.body.joinable
             && self.refill.is_some()
             && self.resumes_left > 0
-            && self.refilled_at != Some(self.at);
-        self.resumes_left -= u8::from(may);
+            && has_moved;
+        if may {
+            self.resumes_left -= 1;
+            self.refilled_at = None;
+        }
         may
     }
 

@@ -62,14 +62,14 @@ pub struct Fetcher {
 pub struct Exchange {
     key: CacheKey,
     method: Method,
-    authority: Box<str>,
+    authority: Arc<str>,
     target: Bytes,
     /// The client's fields, as the variant is selected by.
     request: HeaderMap,
     /// The fields that go upstream.
     upstream: HeaderMap,
     wanted: Wanted,
-    origin: Arc<OriginRules>,
+    origin: Rc<OriginRules>,
     stale: Option<Arc<Stored>>,
     interim: Option<Rc<dyn Fn(StatusCode, HeaderMap)>>,
     /// `None` where the fill is to go on though nobody reads it.
@@ -265,8 +265,14 @@ impl Fetcher {
             Ok(response) => self.judge(&exchange, asked, response, sent_at),
             Err(error) => (self.unreachable(&exchange, &error), Rest::Nothing),
         };
+        let outcome = outcome(&led);
+        if let (Outcome::GoAlone, Led::Stored { .. } | Led::Validated(_)) = (&outcome, &led) {
+            // Stored to be validated each time: the next ones need not wait to learn that.
+            let until = clock::now_secs() + UNSHAREABLE_SECS;
+            self.cache.residency.mark_unshareable(&exchange.key, until);
+        }
         if let Some(lead) = lead {
-            lead.resolve(outcome(&led));
+            lead.resolve(outcome);
         }
         (led, rest)
     }
@@ -292,14 +298,25 @@ impl Fetcher {
 
     /// The origin gave no answer: the stale one, if it may be served, or the failure.
     fn unreachable(&self, exchange: &Exchange, error: &OriginError) -> Led {
-        let failure = failure(error);
-        self.stale_instead(
-            exchange,
-            ErrorSituation::Unreachable,
-            None,
-            failure.detail(),
-        )
-        .unwrap_or(Led::Failed(failure))
+        let failure = match failure(error) {
+            // RFC 9111 §5.2.2.2: what is stored may not be used without the origin.
+            Failure::BadGateway(detail) if exchange.stale.is_some() => {
+                Failure::GatewayTimeout(detail)
+            }
+            failure => failure,
+        };
+        let situation = ErrorSituation::Unreachable;
+        self.stale_instead(exchange, situation, None, failure.detail())
+            .unwrap_or(Led::Failed(failure))
+    }
+
+    /// An answer that cannot be believed is as good as none.
+    fn fault(&self, exchange: &Exchange, detail: &'static str) -> (Led, Rest) {
+        let situation = ErrorSituation::Unreachable;
+        let led = self
+            .stale_instead(exchange, situation, None, detail)
+            .unwrap_or(Led::Failed(Failure::BadGateway(detail)));
+        (led, Rest::Nothing)
     }
 
     fn stale_instead(
@@ -347,8 +364,14 @@ impl Fetcher {
                 );
             }
             // Nothing was asked that 304 or a part could answer.
-            (StatusCode::NOT_MODIFIED, None) => return fault("unasked-304"),
-            (StatusCode::PARTIAL_CONTENT, _) if asked.is_none() => return fault("unasked-206"),
+            (StatusCode::NOT_MODIFIED, None) => return self.fault(exchange, "unasked-304"),
+            (StatusCode::PARTIAL_CONTENT, _) if asked.is_none() => {
+                return self.fault(exchange, "unasked-206");
+            }
+            // A part under the status of the whole.
+            (StatusCode::OK, _) if asked.is_some() && is_part(&response) => {
+                return self.fault(exchange, "part-as-whole");
+            }
             // It answers this range, whatever it says of its freshness, and nobody else's request.
             (StatusCode::RANGE_NOT_SATISFIABLE, _) if asked.is_some() => {
                 return pass(response, None, Some("range-not-satisfiable"));
@@ -367,7 +390,7 @@ impl Fetcher {
         let span = match (response.status, asked) {
             (StatusCode::PARTIAL_CONTENT, Some(asked)) => match partial_span(&response, asked) {
                 Some(span) => Some(span),
-                None => return fault("bad-content-range"),
+                None => return self.fault(exchange, "bad-content-range"),
             },
             _ => None,
         };
@@ -509,7 +532,7 @@ impl Fetcher {
             Some((span, _)) => span,
             None => 0..length.unwrap_or(u64::MAX),
         };
-        let (fill, is_new) = body.fill_for(span.clone());
+        let (fill, is_new) = body.fill_for(span.clone(), store.block_size());
         let stored = Stored::new(exchange.key.clone(), head, body.clone());
         self.cache.residency.insert(stored.clone());
         self.cache.residency.clear_unshareable(&exchange.key);
@@ -640,10 +663,11 @@ impl Fetcher {
             .metrics
             .fill_ended(outcome.err().map(fill_failure));
         let object = &stored.body.object;
-        if object.is_complete() && !object.is_gone() {
-            self.cache.residency.persist(stored);
-        } else if object.is_gone() || !stored.body.is_whole_or_arriving() {
+        if object.is_gone() || !stored.body.is_whole_or_arriving() {
             self.cache.residency.remove(stored);
+        } else {
+            // Also where blocks are missing: what the store does not know of, it never gives up.
+            self.cache.residency.persist(stored);
         }
     }
 
@@ -686,8 +710,9 @@ fn outcome(led: &Led) -> Outcome {
     }
 }
 
-fn fault(detail: &'static str) -> (Led, Rest) {
-    (Led::Failed(Failure::BadGateway(detail)), Rest::Nothing)
+/// Whether a response describes itself as a part, whatever its status.
+fn is_part(response: &UpstreamResponse) -> bool {
+    response.headers.contains_key(header::CONTENT_RANGE)
 }
 
 fn pass(
@@ -838,17 +863,17 @@ fn fill_failure(error: BodyError) -> FillFailure {
 pub struct Refill {
     fetcher: Rc<Fetcher>,
     stored: Arc<Stored>,
-    authority: Box<str>,
+    authority: Arc<str>,
     target: Bytes,
     upstream: HeaderMap,
-    origin: Arc<OriginRules>,
+    origin: Rc<OriginRules>,
 }
 
 impl Refill {
     /// Begins to fill the first missing run of `span`, and the read-ahead behind it.
     pub fn start(self: &Rc<Self>, body: &Arc<Body>, span: Range<u64>) -> Arc<Fill> {
         let run = self.missing_run(body, span);
-        let (fill, is_new) = body.fill_for(run);
+        let (fill, is_new) = body.fill_for(run, self.store().block_size());
         if is_new {
             let refill = self.clone();
             let writer = FillWriter::new(self.store().clone(), body.clone(), fill.clone());
@@ -931,6 +956,7 @@ impl Refill {
                 writer.accept(span);
             }
             // An origin without ranges: all of it once more, of which the missing blocks are kept.
+            StatusCode::OK if is_part(&response) => return Err(BodyError::Protocol),
             StatusCode::OK if same && response.content_length.is_none_or(|n| Some(n) == length) => {
                 writer.accept(0..length.unwrap_or(u64::MAX));
             }

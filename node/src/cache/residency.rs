@@ -142,6 +142,15 @@ impl Residency {
         }
     }
 
+    /// What these request fields select of a resource: `None` if nothing is stored under the key, and
+    /// an inner `None` if only other variants are. Takes no share of the resource itself, whose count
+    /// all threads would fight over.
+    pub fn select(&self, key: &CacheKey, request: &HeaderMap) -> Option<Option<Arc<Stored>>> {
+        let resources = self.resources.pin();
+        let resource = resources.get(key.hash())?;
+        (resource.key == *key).then(|| resource.select(request))
+    }
+
     pub fn find(&self, key: &CacheKey) -> Option<Arc<Resource>> {
         let resources = self.resources.pin();
         let resource = resources.get(key.hash())?;
@@ -243,8 +252,10 @@ impl Residency {
         if resource.key != *key {
             return Vec::new();
         }
-        let (dropped, variants): (Vec<_>, Vec<_>) =
-            resource.variants().into_iter().partition(|stored| gone(stored));
+        let (dropped, variants): (Vec<_>, Vec<_>) = resource
+            .variants()
+            .into_iter()
+            .partition(|stored| gone(stored));
         if variants.is_empty() {
             resources.remove(key.hash());
         }

@@ -31,9 +31,9 @@ impl Config {
 
     /// The origins in their order: an index of [`Routes`](super::Routes) is one of this list. Reads
     /// the files of certificates that they name.
-    pub fn origin_rules(&self, metrics: &Metrics) -> Result<Vec<Arc<OriginRules>>, TlsError> {
+    pub fn origin_rules(&self, metrics: &Metrics) -> Result<Vec<OriginRules>, TlsError> {
         let rules = |origin: &Origin| {
-            Ok(Arc::new(OriginRules {
+            Ok(OriginRules {
                 name: origin.name.as_str().into(),
                 id: metrics.origins.intern(&origin.name),
                 upstream: Arc::new(origin.upstream_settings(self.node.threads.get())?),
@@ -46,7 +46,7 @@ impl Config {
                     HostHeader::Origin => Some(origin.url.authority().into()),
                     HostHeader::Literal(host) => Some(host.as_str().into()),
                 },
-            }))
+            })
         };
         self.origins.iter().map(rules).collect()
     }

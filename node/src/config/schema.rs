@@ -370,7 +370,7 @@ fn origin(section: &Section) -> Origin {
             honor_client_cache_control: switch("honor_client_cache_control", false),
         },
         read_ahead_bytes: section.or("read_ahead", value::size_within(0, GIB), 0),
-        merge_gap_bytes: section.or("merge_gap", value::size_within(0, GIB), 64 * KIB),
+        merge_gap_bytes: section.or("merge_gap", value::size_within(0, GIB), 256 * KIB),
     };
     if let Some(path) = &origin.tls_ca {
         let options = TlsOptions {

@@ -30,6 +30,9 @@ const MAX_CONNECTIONS: usize = 64;
 /// From a connection's first byte to the end of its request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long accepting rests after it failed.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
 #[derive(Clone)]
 struct Admin {
     metrics: Arc<Metrics>,
@@ -81,6 +84,8 @@ async fn serve(listener: TcpListener, admin: Admin) {
             } => accepted,
         };
         let (Ok((socket, _)), Ok(place)) = (accepted, place) else {
+            // Mostly out of descriptors: asking again at once would only burn the processor.
+            tokio::time::sleep(ACCEPT_REST).await;
             continue;
         };
         let admin = admin.clone();
@@ -226,6 +231,9 @@ fn sample_store(metrics: &Metrics, store: &Store) {
         DiskHealth::Degraded { .. } => DiskState::Degraded,
         DiskHealth::Off { .. } => DiskState::Off,
     });
+    metrics
+        .io_fallback
+        .set((), u64::from(health.io != "io_uring"));
     metrics.io_engine.set_only(match health.io {
         "io_uring" => IoEngine::Uring,
         _ => IoEngine::Threads,

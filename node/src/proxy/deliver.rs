@@ -142,6 +142,8 @@ impl Proxy {
             if place == 0 {
                 reader.prime().await?;
                 note_fill(&mut how, &reader);
+            } else {
+                reader.defer();
             }
             let head = boundary.part_head(content_type, span, length, place == 0);
             parts.push_back(Part {

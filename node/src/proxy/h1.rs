@@ -28,7 +28,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::proxy::io::{ClientIo, Pace};
-use crate::proxy::message::{Body, Client, ClientBody, Interims, Piece, Request, Response};
+use crate::proxy::message::{
+    Body, Client, ClientBody, Interims, LastAuthority, Piece, Request, Response,
+};
 use crate::proxy::respond;
 use crate::proxy::{Limits, Proxy, tunnel};
 use crate::telemetry::TimeoutPhase;
@@ -64,6 +66,7 @@ where
         proxy,
         out: BytesMut::with_capacity(1024),
         interims: Rc::default(),
+        last_authority: LastAuthority::default(),
     };
     if let After::Close { lingering } = connection.run().await {
         connection.close(lingering).await;
@@ -77,6 +80,7 @@ struct Connection<Io> {
     /// Reused for every head.
     out: BytesMut,
     interims: Rc<Interims>,
+    last_authority: LastAuthority,
 }
 
 enum After {
@@ -193,7 +197,13 @@ where
             Some(body) => ClientBody::http1(body.clone(), head.framing),
             None => ClientBody::Empty,
         };
-        let request = match Request::from_http1(head, client_body, &self.client, interims) {
+        let request = match Request::from_http1(
+            head,
+            client_body,
+            &self.client,
+            interims,
+            &mut self.last_authority,
+        ) {
             Ok(request) => request,
             Err(error) => return self.refuse(HeadEnd::Malformed(error)).await,
         };

@@ -3,11 +3,12 @@
 //! hyper and h2 keep the framing and stop the known floods; what is added here: authority and target by
 //! the same rules as HTTP/1.1, a pace for bodies in both directions, and graceful ends.
 
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use crate::proxy::Proxy;
 use crate::proxy::message::{Body, Client, ClientBody, Request, Response};
 use crate::proxy::respond;
 use crate::semantics::key;
+use crate::tasks::Tasks;
 use crate::telemetry::BadRequest;
 
 /// How often an idle connection is asked whether it lives, and how long it may take to say so.
@@ -41,12 +43,13 @@ const SEND_BUFFER: usize = 256 << 10;
 /// Streams that a client may have reset and we not yet forgotten.
 const MAX_RESET_STREAMS: usize = 20;
 
-#[derive(Clone, Copy)]
-struct LocalExecutor;
+/// Runs a connection's streams among the tasks of its thread.
+#[derive(Clone)]
+struct LocalExecutor(Tasks);
 
 impl<F: Future + 'static> Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
+        self.0.spawn(async move {
             future.await;
         });
     }
@@ -57,15 +60,18 @@ where
     Io: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let limits = proxy.limits();
-    let io = TokioIo::new(Watched::new(io, inbox.freeze(), limits.idle_timeout));
+    // A request may take its origin longer than a connection may idle; pings go on meanwhile.
+    let silence = limits.idle_timeout.max(PING_INTERVAL + PING_TIMEOUT);
+    let io = TokioIo::new(Watched::new(io, inbox.freeze(), silence));
+    let streams = Rc::new(Streams::default());
     let service = {
-        let proxy = proxy.clone();
+        let (proxy, streams) = (proxy.clone(), streams.clone());
         service_fn(move |request| {
-            let proxy = proxy.clone();
-            async move { Ok::<_, Infallible>(exchange(request, client, proxy).await) }
+            let (proxy, open) = (proxy.clone(), streams.open());
+            async move { Ok::<_, Infallible>(exchange(request, client, proxy, open).await) }
         })
     };
-    let connection = http2::Builder::new(LocalExecutor)
+    let connection = http2::Builder::new(LocalExecutor(proxy.cache.fetcher.tasks.clone()))
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
@@ -76,7 +82,7 @@ where
         .adaptive_window(false)
         .serve_connection(io, service);
     let mut connection = pin!(connection);
-    tokio::select! {
+    let bound = tokio::select! {
         biased;
         ended = connection.as_mut() => {
             if let Err(error) = ended && !error.is_closed() {
@@ -84,17 +90,24 @@ where
             }
             return;
         }
-        () = proxy.draining.begun() => {}
-    }
+        // What is left then is bounded by the node's drain time.
+        () = proxy.draining.begun() => None,
+        // Answers to our pings keep the socket moving: only streams count.
+        () = streams.idle(limits.idle_timeout, limits.write_timeout) => Some(limits.write_timeout),
+    };
     connection.as_mut().graceful_shutdown();
-    // What is left is bounded by the node's drain time.
-    let _ = connection.await;
+    // A peer that has fallen silent does not answer this either.
+    let _ = match bound {
+        Some(bound) => tokio::time::timeout(bound, connection).await.ok(),
+        None => Some(connection.await),
+    };
 }
 
 async fn exchange(
     request: http::Request<Incoming>,
     client: Client,
     proxy: Rc<Proxy>,
+    open: Rc<Stream>,
 ) -> http::Response<Outgoing> {
     let is_head = request.method() == Method::HEAD;
     let response = match accept(request, client, &proxy) {
@@ -105,10 +118,10 @@ async fn exchange(
                 .metrics
                 .bad_requests
                 .increment(BadRequest::Http2);
-            return refusal(status);
+            return refusal(status, open);
         }
     };
-    outgoing(response, is_head, proxy)
+    outgoing(response, is_head, proxy, open)
 }
 
 /// The same rules as for an HTTP/1.1 head (RFC 9113 §8.3.1).
@@ -166,7 +179,7 @@ fn accept(
     Ok(Request {
         method: head.method,
         target,
-        authority,
+        authority: authority.into(),
         version: Version::HTTP_2,
         headers,
         body,
@@ -192,13 +205,18 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-fn refusal(status: StatusCode) -> http::Response<Outgoing> {
-    let mut response = http::Response::new(Outgoing::empty());
+fn refusal(status: StatusCode, open: Rc<Stream>) -> http::Response<Outgoing> {
+    let mut response = http::Response::new(Outgoing::empty(open));
     *response.status_mut() = status;
     response
 }
 
-fn outgoing(mut response: Response, is_head: bool, proxy: Rc<Proxy>) -> http::Response<Outgoing> {
+fn outgoing(
+    mut response: Response,
+    is_head: bool,
+    proxy: Rc<Proxy>,
+    open: Rc<Stream>,
+) -> http::Response<Outgoing> {
     let mut headers = match &response.stored {
         Some(stored) => stored.head.headers.clone(),
         None => HeaderMap::new(),
@@ -231,15 +249,76 @@ fn outgoing(mut response: Response, is_head: bool, proxy: Rc<Proxy>) -> http::Re
         false => std::mem::replace(&mut response.body, Body::Empty),
     };
     response.report.first_byte = Some(std::time::Instant::now());
-    let mut message = http::Response::new(Outgoing::new(body, response, proxy));
+    let mut message = http::Response::new(Outgoing::new(body, response, proxy, open));
     *message.status_mut() = status;
     *message.headers_mut() = headers;
     message
 }
 
+/// The streams of one connection.
+#[derive(Default)]
+struct Streams {
+    open: RefCell<Vec<Weak<Stream>>>,
+    /// When the last one ended, or was last seen open.
+    used: Cell<Option<Instant>>,
+}
+
+impl Streams {
+    fn open(&self) -> Rc<Stream> {
+        let stream = Rc::new(Stream::default());
+        let mut open = self.open.borrow_mut();
+        open.retain(|stream| stream.strong_count() > 0);
+        open.push(Rc::downgrade(&stream));
+        stream
+    }
+
+    /// Completes when there has been no stream for `idle`. Meanwhile lets go of the answers whose
+    /// client has taken nothing for `stall`.
+    async fn idle(&self, idle: Duration, stall: Duration) {
+        let begun = Instant::now();
+        loop {
+            tokio::time::sleep(idle.min(stall) / 4).await;
+            let now = Instant::now();
+            let open: Vec<_> = self
+                .open
+                .borrow()
+                .iter()
+                .filter_map(Weak::upgrade)
+                .collect();
+            for stream in &open {
+                stream.expire(now, stall);
+            }
+            if !open.is_empty() {
+                self.used.set(Some(now));
+            } else if now >= self.used.get().unwrap_or(begun) + idle {
+                return;
+            }
+        }
+    }
+}
+
+/// An answer on its stream.
+#[derive(Default)]
+struct Stream {
+    pieces: RefCell<Option<Pieces>>,
+    /// Since when a piece waits for the client to take it.
+    blocked: Cell<Option<Instant>>,
+    expired: Cell<bool>,
+}
+
+impl Stream {
+    /// Gives the body up: the stream is reset once the client wants more of it.
+    fn expire(&self, now: Instant, stall: Duration) {
+        if self.blocked.get().is_some_and(|since| now >= since + stall) {
+            self.expired.set(true);
+            self.pieces.take();
+        }
+    }
+}
+
 /// A response's body as hyper polls it.
 struct Outgoing {
-    pieces: Option<Pieces>,
+    stream: Rc<Stream>,
     /// Settled when the body ends, however it does.
     report: Option<(Response, Rc<Proxy>)>,
     complete: bool,
@@ -253,21 +332,33 @@ enum Pieces {
 }
 
 impl Outgoing {
-    fn empty() -> Outgoing {
+    fn empty(stream: Rc<Stream>) -> Outgoing {
         Outgoing {
-            pieces: None,
+            stream,
             report: None,
             complete: true,
         }
     }
 
-    fn new(body: Body, response: Response, proxy: Rc<Proxy>) -> Outgoing {
+    fn new(body: Body, response: Response, proxy: Rc<Proxy>, stream: Rc<Stream>) -> Outgoing {
         let is_empty = matches!(body, Body::Empty);
+        stream
+            .pieces
+            .replace((!is_empty).then_some(Pieces::Ready(body)));
         Outgoing {
-            pieces: (!is_empty).then_some(Pieces::Ready(body)),
+            stream,
             report: Some((response, proxy)),
             complete: is_empty,
         }
+    }
+}
+
+impl Outgoing {
+    fn is_short(&self) -> bool {
+        self.report.as_ref().is_some_and(|(response, _)| {
+            let sent = response.report.sent_bytes;
+            response.length.is_some_and(|length| sent < length)
+        })
     }
 }
 
@@ -287,7 +378,12 @@ impl http_body::Body for Outgoing {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        let mut future = match self.pieces.take() {
+        self.stream.blocked.set(None);
+        if self.stream.expired.get() {
+            return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
+        }
+        let pieces = self.stream.pieces.take();
+        let mut future = match pieces {
             None => return Poll::Ready(None),
             Some(Pieces::Waiting(future)) => future,
             Some(Pieces::Ready(mut body)) => Box::pin(async move {
@@ -298,7 +394,7 @@ impl http_body::Body for Outgoing {
         let (body, piece) = match future.as_mut().poll(cx) {
             Poll::Ready(step) => step,
             Poll::Pending => {
-                self.pieces = Some(Pieces::Waiting(future));
+                self.stream.pieces.replace(Some(Pieces::Waiting(future)));
                 return Poll::Pending;
             }
         };
@@ -307,15 +403,18 @@ impl http_body::Body for Outgoing {
                 if let Some((response, _)) = &mut self.report {
                     response.report.sent_bytes += bytes.len() as u64;
                 }
-                self.pieces = Some(Pieces::Ready(body));
+                self.stream.pieces.replace(Some(Pieces::Ready(body)));
+                self.stream.blocked.set(Some(Instant::now()));
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Some(Ok(origin::Frame::Trailers(fields))) => {
-                self.pieces = Some(Pieces::Ready(body));
+                self.stream.pieces.replace(Some(Pieces::Ready(body)));
                 Poll::Ready(Some(Ok(Frame::trailers(fields))))
             }
             // The stream is reset: nobody takes what came for the whole.
             Some(Err(error)) => Poll::Ready(Some(Err(io::Error::other(error)))),
+            // RFC 9113 §8.1.1: fewer than announced must not look like the end.
+            None if self.is_short() => Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
             None => {
                 self.complete = true;
                 Poll::Ready(None)
@@ -324,11 +423,11 @@ impl http_body::Body for Outgoing {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.pieces.is_none()
+        self.stream.pieces.borrow().is_none() && !self.stream.expired.get()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.pieces {
+        match &*self.stream.pieces.borrow() {
             None => SizeHint::with_exact(0),
             Some(Pieces::Ready(Body::Full(bytes))) => SizeHint::with_exact(bytes.len() as u64),
             Some(_) => SizeHint::default(),

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 
 use crate::cache::residency::Stored;
-use crate::cache::{BodyError, How, Reader};
+use crate::cache::{BodyError, How, OriginRules, Reader};
 use crate::origin::{Frame, RequestBody, RequestBodySource, ResponseBody, SourceFailed, Upgraded};
 use crate::proxy::h1;
 use crate::proxy::multipart::Multipart;
@@ -35,7 +35,7 @@ pub struct Request {
     /// Origin-form or `*`, byte for byte.
     pub target: Bytes,
     /// Lower-case, without the scheme's default port. Empty for an HTTP/1.0 request that named none.
-    pub authority: Box<str>,
+    pub authority: Arc<str>,
     pub version: Version,
     pub headers: HeaderMap,
     pub body: ClientBody,
@@ -52,11 +52,11 @@ impl Request {
         body: ClientBody,
         client: &Client,
         interims: Option<Rc<Interims>>,
+        last: &mut LastAuthority,
     ) -> Result<Request, HeadError> {
-        let authority = match &head.authority {
-            Some(authority) => key::normalize_authority(authority, client.scheme)
-                .map_err(|_| HeadError::Malformed("invalid host"))?,
-            None => Box::default(),
+        let authority = match head.authority {
+            Some(authority) => last.normalize(authority, client.scheme)?,
+            None => Arc::default(),
         };
         Ok(Request {
             method: head.method,
@@ -70,6 +70,26 @@ impl Request {
             interims,
             received: Instant::now(),
         })
+    }
+}
+
+/// The authority that a connection named last: most name only one.
+#[derive(Default)]
+pub struct LastAuthority(Option<(Bytes, Arc<str>)>);
+
+impl LastAuthority {
+    fn normalize(&mut self, sent: Bytes, scheme: Scheme) -> Result<Arc<str>, HeadError> {
+        if let Some((last, normal)) = &self.0
+            && *last == sent
+        {
+            return Ok(normal.clone());
+        }
+        let normal: Arc<str> = key::normalize_authority(&sent, scheme)
+            .map_err(|_| HeadError::Malformed("invalid host"))?
+            .into();
+        // A copy: what was read must not be held for as long as the connection lives.
+        self.0 = Some((Bytes::copy_from_slice(&sent), normal.clone()));
+        Ok(normal)
     }
 }
 
@@ -172,12 +192,12 @@ pub struct Response {
 pub struct Report {
     pub method: Method,
     pub target: Bytes,
-    pub authority: Box<str>,
+    pub authority: Arc<str>,
     pub version: Version,
     pub client: Option<IpAddr>,
     pub referer: Option<HeaderValue>,
     pub user_agent: Option<HeaderValue>,
-    pub origin: Option<Arc<str>>,
+    pub origin: Option<Rc<OriginRules>>,
     pub cache_status: Option<HeaderValue>,
     pub how: Option<How>,
     pub received: Option<Instant>,

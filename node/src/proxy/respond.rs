@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Version};
 
+use crate::cache::head::Head;
 use crate::cache::residency::Stored;
 use crate::cache::{Failure, Forward, How, StaleReason};
 use crate::clock;
@@ -152,7 +153,12 @@ pub fn through(response: UpstreamResponse, is_head: bool, how: How) -> Delivered
         length => length,
     };
     let mut headers = response.headers;
-    headers.remove(header::CONTENT_LENGTH);
+    for name in Head::UNDELIVERED {
+        // The age of an answer that came through is the origin's to tell.
+        if name != header::AGE {
+            headers.remove(name);
+        }
+    }
     Delivered {
         status: response.status,
         stored: None,
@@ -334,7 +340,7 @@ impl Proxy {
             user_agent: report.user_agent.as_ref().map(HeaderValue::as_bytes),
             cache_status: report.cache_status.as_ref().map(HeaderValue::as_bytes),
             cache: result,
-            origin: report.origin.as_deref(),
+            origin: report.origin.as_ref().map(|origin| &*origin.name),
             first_byte,
             duration,
             complete,

@@ -1,11 +1,14 @@
 //! After 101 Switching Protocols: bytes both ways, until both sides have ended.
 
+use std::cell::Cell;
 use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::origin::Upgraded;
 use crate::proxy::io::ClientIo;
@@ -19,15 +22,16 @@ where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
     let (mut from_upstream, mut to_upstream) = tokio::io::split(upstream);
+    let moved = Cell::new(Instant::now());
     let up = async {
         loop {
             let bytes = client.inbox().borrow_mut().split();
             if !bytes.is_empty() {
-                to_upstream.write_all(&bytes).await.ok()?;
+                let written = timeout(idle, to_upstream.write_all(&bytes)).await;
+                written.ok()?.ok()?;
                 continue;
             }
-            let read = timeout(idle, poll_fn(|cx| client.poll_fill(cx))).await;
-            if !matches!(read, Ok(Ok(1..))) {
+            if !progress(&moved, idle, poll_fn(|cx| client.poll_fill(cx))).await {
                 break;
             }
         }
@@ -37,8 +41,7 @@ where
         let mut buffer = BytesMut::with_capacity(READ_SIZE);
         loop {
             buffer.reserve(READ_SIZE);
-            let read = timeout(idle, from_upstream.read_buf(&mut buffer)).await;
-            if !matches!(read, Ok(Ok(1..))) {
+            if !progress(&moved, idle, from_upstream.read_buf(&mut buffer)).await {
                 break;
             }
             let (mut body, mut tail) = (Bytes::new(), Bytes::new());
@@ -48,4 +51,23 @@ where
         client.shutdown().await.ok()
     };
     tokio::join!(up, down);
+}
+
+/// Whether a read brings anything before neither direction has moved for `idle`.
+async fn progress(
+    moved: &Cell<Instant>,
+    idle: Duration,
+    read: impl Future<Output = io::Result<usize>>,
+) -> bool {
+    let mut read = pin!(read);
+    loop {
+        match timeout_at(moved.get() + idle, read.as_mut()).await {
+            Ok(read) => {
+                moved.set(Instant::now());
+                return matches!(read, Ok(1..));
+            }
+            Err(_) if Instant::now() < moved.get() + idle => {}
+            Err(_) => return false,
+        }
+    }
 }

@@ -99,7 +99,7 @@ impl Metrics {
         build_info.set(Version, 1);
         Metrics {
             requests: table.counter("caje_requests_total", "Requests answered, by class of status and by what the cache did for them."),
-            response_bytes: table.counter("caje_response_bytes_total", "Bytes sent to clients, heads included."),
+            response_bytes: table.counter("caje_response_bytes_total", "Bytes of answers' bodies sent to clients."),
             request_bytes: table.counter("caje_request_bytes_total", "Bytes received from clients, heads included."),
             time_to_first_byte: table.histogram("caje_time_to_first_byte_seconds", "Time from the last byte of a request's head to the first byte of its answer, by what the cache did."),
             request_duration: table.histogram("caje_request_duration_seconds", "Time from the last byte of a request's head to the last byte of its answer."),
@@ -123,7 +123,7 @@ impl Metrics {
             validations: table.counter("caje_validations_total", "Stale stored responses checked with the origin, by outcome."),
 
             origin_requests: table.counter("caje_origin_requests_total", "Requests sent to an origin, by origin and by class of status or kind of failure."),
-            origin_response_bytes: table.counter("caje_origin_response_bytes_total", "Bytes of body received from an origin."),
+            origin_response_bytes: table.counter("caje_origin_response_bytes_total", "Bytes of body that fills received from an origin; answers that are only passed on are not counted."),
             origin_retries: table.sampled_counter("caje_origin_retries_total", "Requests repeated on a fresh connection because a pooled one had been closed."),
             origin_connections: table.sampled_gauge("caje_origin_connections", "Connections to origins open now, busy or idle."),
             origin_connections_opened: table.sampled_counter("caje_origin_connections_opened_total", "Connections to origins opened."),

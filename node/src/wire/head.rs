@@ -333,7 +333,13 @@ pub(super) fn parse_trailers(section: &Bytes, limits: &Limits) -> Result<HeaderM
 /// authentication, conditions, caching, routing, and what describes the content. Left out, unlike the
 /// framing fields, which make the message malformed.
 fn is_never_trailer(name: &str) -> bool {
-    const PREFIXES: [&str; 5] = ["content-", "if-", "proxy-", "x-forwarded-", "access-control-"];
+    const PREFIXES: [&str; 5] = [
+        "content-",
+        "if-",
+        "proxy-",
+        "x-forwarded-",
+        "access-control-",
+    ];
     const NAMES: [&str; 25] = [
         "age",
         "allow",
@@ -365,8 +371,7 @@ fn is_never_trailer(name: &str) -> bool {
         let start = name.as_bytes().get(..prefix.len());
         start.is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
     };
-    PREFIXES.iter().any(|prefix| starts(&prefix))
-        || NAMES.iter().any(|never| name.eq_ignore_ascii_case(never))
+    PREFIXES.iter().any(starts) || NAMES.iter().any(|never| name.eq_ignore_ascii_case(never))
 }
 
 /// Where the first empty line ends, if it is there, after a check that every line ends with CRLF.
