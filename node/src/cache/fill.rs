@@ -463,8 +463,10 @@ impl Fetcher {
         let vary = VarySpec::from_headers(&response.headers);
         let variant = vary.key_for(&exchange.request);
         let mut headers = response.headers.clone();
-        // What is stored is the whole (RFC 9110 §14.4): an answer with a part says its own range.
-        headers.remove(header::CONTENT_RANGE);
+        if span.is_some() {
+            // What is stored is the whole: an answer with a part says its own range.
+            headers.remove(header::CONTENT_RANGE);
+        }
         let head = Head::new(status, headers, freshness, vary, variant);
         let announced = match span {
             Some((span, _)) => Some(span.end - span.start),

@@ -231,15 +231,16 @@ fn delivered(
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(0), false)
         }
         Selection::Part(span, length) => {
-            headers.insert(
-                header::CONTENT_RANGE,
-                ContentRange::to_header(&span, length),
-            );
-            (
-                StatusCode::PARTIAL_CONTENT,
-                Some(span.end - span.start),
-                true,
-            )
+            // In an answer with a part, a `Content-Range` that means nothing in the stored 200
+            // (RFC 9110 §14.4) would say something else than ours.
+            let is_clean = !head.headers.contains_key(header::CONTENT_RANGE);
+            if !is_clean {
+                headers.extend(own_fields(head));
+            }
+            let own = ContentRange::to_header(&span, length);
+            headers.insert(header::CONTENT_RANGE, own);
+            let length = span.end - span.start;
+            (StatusCode::PARTIAL_CONTENT, Some(length), is_clean)
         }
         Selection::Whole | Selection::Parts(..) => (head.status, stored.body.object.length(), true),
     };
