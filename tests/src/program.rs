@@ -21,6 +21,16 @@ pub struct Program {
     admin: SocketAddr,
 }
 
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Its folder may be removed next: it must not write there any more. Who ended already cannot be killed.
+        let _ = self.child.start_kill();
+        while let Ok(None) = self.child.try_wait() {
+            std::thread::yield_now();
+        }
+    }
+}
+
 impl Program {
     /// Where the binary is. It is built on first use: testing this package does not build another's binaries.
     pub fn path() -> PathBuf {
@@ -33,8 +43,22 @@ impl Program {
         let path = tokio::task::spawn_blocking(Program::path)
             .await
             .expect("a build");
-        let mut child = tokio::process::Command::new(path)
-            .args(arguments)
+        Program::launch(tokio::process::Command::new(path).args(arguments)).await
+    }
+
+    /// Starts it where no file may grow beyond a mebibyte: to the program, a disk that takes no more.
+    pub async fn start_without_room(arguments: &[&str]) -> Program {
+        let path = tokio::task::spawn_blocking(Program::path)
+            .await
+            .expect("a build");
+        let script = "trap '' XFSZ; ulimit -f 2048; exec \"$0\" \"$@\"";
+        let mut command = tokio::process::Command::new("/bin/sh");
+        command.args(["-c", script]).arg(path).args(arguments);
+        Program::launch(&mut command).await
+    }
+
+    async fn launch(command: &mut tokio::process::Command) -> Program {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

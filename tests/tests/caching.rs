@@ -376,3 +376,70 @@ async fn a_region_stands_in_cache_status() {
         got.head.text
     );
 }
+
+/// An answer to a POST is for the one who posted.
+#[tokio::test]
+async fn an_answer_to_a_post_is_not_stored() {
+    let origin = Origin::start().await;
+    origin.post("/a").body("posted").cache_control("max-age=60");
+    origin.get("/a").body("got").cache_control("max-age=60");
+    let node = Node::start(&origin).await;
+    for _ in 0..2 {
+        node.post("/a").body("x").await.says("posted");
+    }
+    node.get("/a").await.says("got");
+    assert_eq!(origin.requests("/a"), 3);
+}
+
+/// Conditions of clients hold for what is not stored, too.
+#[tokio::test]
+async fn conditions_hold_for_what_is_not_stored() {
+    let origin = Origin::start().await;
+    origin
+        .get("/a")
+        .body("x")
+        .etag("\"1\"")
+        .cache_control("no-store");
+    let node = Node::start(&origin).await;
+    for _ in 0..2 {
+        let got = node
+            .get("/a")
+            .header("if-none-match", "\"1\"")
+            .await
+            .expect(304);
+        assert_eq!(got.head.get("etag"), Some("\"1\""));
+        node.get("/a")
+            .header("if-none-match", "\"2\"")
+            .await
+            .says("x");
+    }
+}
+
+/// A coded body is stored as it came, for those who asked for that coding.
+#[tokio::test]
+async fn content_codings_are_variants() {
+    let origin = Origin::start().await;
+    origin.get("/a").respond_with(|request| {
+        let answer = OriginAnswer::ok()
+            .cache_control("max-age=60")
+            .vary("accept-encoding");
+        match request.header("accept-encoding") {
+            Some(value) if value.contains("br") => {
+                answer.body("coded").header("content-encoding", "br")
+            }
+            _ => answer.body("plain"),
+        }
+    });
+    let node = Node::start(&origin).await;
+    for _ in 0..2 {
+        let got = node
+            .get("/a")
+            .header("accept-encoding", "br")
+            .await
+            .says("coded");
+        assert_eq!(got.head.get("content-encoding"), Some("br"));
+        let got = node.get("/a").await.says("plain");
+        assert!(!got.head.has("content-encoding"), "{}", got.head.text);
+    }
+    assert_eq!(origin.requests("/a"), 2);
+}

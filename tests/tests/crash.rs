@@ -116,3 +116,75 @@ async fn a_crash_loses_little() {
     program.get(target).await.is_whole(target, 1 << 20);
     assert!(origin.requests(target) <= 2);
 }
+
+async fn sampled(program: &Program, series: &str) -> f64 {
+    let text = program.admin("/metrics").await.expect(200).text();
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value
+        .unwrap_or_else(|| panic!("no {series}"))
+        .parse()
+        .expect("a number")
+}
+
+/// 2,000 clients that disconnect in the middle of a miss leave descriptors and tasks where they were.
+#[tokio::test]
+async fn two_thousand_clients_that_leave_cost_nothing() {
+    let origin = Origin::start().await;
+    let gate = origin
+        .prefix("/leave")
+        .generated(1 << 20)
+        .cache_control("max-age=60")
+        .gated_at(1000);
+    origin.get("/warm").body("x").cache_control("max-age=60");
+    let folder = Folder::new();
+    let path = folder.join("caje.toml");
+    let text = format!(
+        "[node]\nlisten = \"127.0.0.1:0\"\nthreads = 2\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+         [store]\ndir = \"{}\"\nsize = \"256MiB\"\nmemory = \"16MiB\"\n[log]\naccess = \"off\"\n\
+         [limits]\nlinger = \"10ms\"\n\
+         [[origin]]\nname = \"main\"\nurl = \"{}\"\nidle_timeout = \"100ms\"\n",
+        folder.join("store").display(),
+        origin.url()
+    );
+    std::fs::write(&path, text).expect("write a file");
+    let program = Program::start(&["run", "--config", &path.display().to_string()]).await;
+    program.get("/warm").await.says("x");
+    assert!(program.get("/warm").await.says("x").head.is_hit());
+    origin.wait_open_connections(0).await;
+    let descriptors = sampled(&program, "process_open_fds").await;
+    let tasks = sampled(&program, "caje_tasks").await;
+    for round in 0..10 {
+        let mut answers = Vec::new();
+        for n in 0..200 {
+            let mut answer = program
+                .get(&format!("/leave/{round}/{}", n / 2))
+                .open()
+                .await;
+            answer.take(1000).await;
+            answers.push(answer);
+        }
+        answers.into_iter().for_each(caje_tests::Answer::leave);
+    }
+    origin.wait_open_connections(0).await;
+    let deadline = tokio::time::Instant::now() + caje_tests::PATIENCE;
+    loop {
+        let open = sampled(&program, "process_open_fds").await;
+        let live = sampled(&program, "caje_tasks").await;
+        // A segment of the store may have been opened meanwhile, by each thread that uses it.
+        if open <= descriptors + 4.0 && live <= tasks {
+            break;
+        }
+        let late = tokio::time::Instant::now() > deadline;
+        assert!(
+            !late,
+            "{open} descriptors after {descriptors}, {live} tasks after {tasks}"
+        );
+    }
+    gate.open();
+    program
+        .get("/leave/0/0")
+        .await
+        .is_whole("/leave/0/0", 1 << 20);
+}

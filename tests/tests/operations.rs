@@ -295,6 +295,11 @@ async fn a_drain_is_bounded() {
     running.take(10).await;
     node.begin_drain().await.expect("a drain");
     assert_eq!(running.rest().await.end, End::Cut);
+    // Nothing of it is left: the folder is free.
+    let node = Node::launch(node.config()).await.expect("start again");
+    tokio::task::spawn_blocking(move || node.drain())
+        .await
+        .expect("drain");
 }
 
 fn file(origin: &Origin, folder: &Folder, more: &str) -> String {

@@ -768,3 +768,51 @@ async fn head_of_a_part_tells_the_whole() {
     assert!(!got.head.has("content-range"), "{}", got.head.text);
     assert_eq!(origin.requests("/a"), 1);
 }
+
+/// A body whose length the origin does not tell: a part is right as soon as the length is known, and the whole before.
+#[tokio::test]
+async fn a_range_of_a_body_of_unknown_length_is_right() {
+    let origin = Origin::start().await;
+    let _ = origin
+        .get("/a")
+        .generated(SIZE)
+        .chunked()
+        .cache_control("max-age=60");
+    let node = Node::start(&origin).await;
+    for range in ["1000-1999", "-100", "1000-"] {
+        let got = node.get("/a").range(range).await;
+        match (got.status(), range) {
+            (200, _) => drop(got.is_whole("/a", SIZE)),
+            (_, "1000-1999") => drop(got.is_part("/a", 1000..2000, SIZE)),
+            (_, "-100") => drop(got.is_part("/a", SIZE - 100..SIZE, SIZE)),
+            _ => drop(got.is_part("/a", 1000..SIZE, SIZE)),
+        }
+        node.at_rest().await;
+    }
+    part(&node, 1000, 2000).await;
+    assert_eq!(origin.requests("/a"), 1);
+}
+
+/// Ranges of a stale body that may be served while it is validated.
+#[tokio::test]
+async fn a_range_of_a_stale_body_is_served_while_it_is_validated() {
+    let origin = Origin::start().await;
+    let answer = OriginAnswer::ok()
+        .generated(SIZE)
+        .etag("\"1\"")
+        .ranges(true)
+        .header("age", "61");
+    origin
+        .get("/a")
+        .answer(answer.cache_control("max-age=60, stale-while-revalidate=600"));
+    let node = Node::start(&origin).await;
+    node.get("/a").await.is_whole("/a", SIZE);
+    node.at_rest().await;
+    let gate = origin.change("/a").gated();
+    part(&node, 1000, 2000).await;
+    gate.reached().await;
+    part(&node, 5 * BLOCK, 6 * BLOCK).await;
+    gate.open();
+    origin.wait_finished("/a", 2).await;
+    assert_eq!(origin.counts("/a").bytes, SIZE);
+}

@@ -384,9 +384,9 @@ async fn a_folder_without_permission_leaves_a_node_that_serves() {
     works(&origin, &node).await;
 }
 
-/// A disk that is full: `/dev/full` says so to every write.
+/// A place where no folder can ever be.
 #[tokio::test]
-async fn a_full_disk_leaves_a_node_that_serves() {
+async fn a_device_as_folder_leaves_a_node_that_serves() {
     let origin = Origin::start().await;
     let folder = Folder::new();
     let mut config = settings(&origin, &folder);
@@ -468,4 +468,57 @@ async fn a_body_may_be_evicted_while_it_is_read() {
         "{} bytes",
         rest.body.len()
     );
+}
+
+/// A disk that takes no more: the node serves, right to the last byte, and says so.
+#[tokio::test]
+async fn a_full_disk_leaves_a_node_that_serves() {
+    let origin = Origin::start().await;
+    let folder = Folder::new();
+    let (store, url) = (folder.join("store").display().to_string(), origin.url());
+    let arguments = [
+        "proxy",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+        "--memory",
+        "16MiB",
+    ];
+    let arguments = [&arguments[..], &["--origin", &url, "--data-dir", &store]].concat();
+    let program = caje_tests::Program::start_without_room(&arguments).await;
+    for n in 0..40 {
+        let target = format!("/bytes/1m/{n}");
+        program.get(&target).await.is_whole(&target, 1 << 20);
+        program
+            .get(&target)
+            .range("1000-1999")
+            .await
+            .is_part(&target, 1000..2000, 1 << 20);
+    }
+    program
+        .get("/bytes/40m/x")
+        .await
+        .is_whole("/bytes/40m/x", 40 << 20);
+    let deadline = tokio::time::Instant::now() + caje_tests::PATIENCE;
+    loop {
+        let ready = program.admin("/_caje/readyz").await.expect(200).text();
+        if !ready.contains("disk: ok") {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{ready}");
+    }
+    // From memory there are hits all the same.
+    let target = "/bytes/100k/hot";
+    program.get(target).await.is_whole(target, 102_400);
+    let deadline = tokio::time::Instant::now() + caje_tests::PATIENCE;
+    while !program
+        .get(target)
+        .await
+        .is_whole(target, 102_400)
+        .head
+        .is_hit()
+    {
+        assert!(tokio::time::Instant::now() < deadline, "never a hit");
+    }
 }

@@ -62,8 +62,7 @@ async fn a_truncated_chunked_body_is_never_whole() {
     }
 }
 
-/// A chunked body that breaks is not whole for an HTTP/1.0 client either, who cannot be told: it is reset or cut,
-/// and nothing of it is kept.
+/// What was cut once is asked for again, and nothing of the first answer is kept without a validator.
 #[tokio::test]
 async fn a_body_cut_at_the_origin_is_asked_for_again() {
     let origin = Origin::start().await;
@@ -240,4 +239,60 @@ async fn bodies_around_the_block_s_edges_are_right() {
             );
         }
     }
+}
+
+/// What arrived of a cut body is kept where a strong validator lets it be completed: only the rest is asked for.
+#[tokio::test]
+async fn what_arrived_is_not_asked_for_again() {
+    let size = 4 << 20;
+    let origin = Origin::start().await;
+    let answer = || {
+        OriginAnswer::ok()
+            .generated(size)
+            .etag("\"1\"")
+            .ranges(true)
+            .cache_control("max-age=60")
+    };
+    origin.get("/a").sequence([
+        answer().lie(Lie::Truncated),
+        OriginAnswer::status(503),
+        answer(),
+    ]);
+    let node = Node::start(&origin).await;
+    let got = node.get("/a").await;
+    assert_eq!((got.status(), got.end), (200, End::Cut));
+    assert_eq!(slow_server::verify_body("/a", 0, &got.body), Ok(()));
+    node.at_rest().await;
+    node.get("/a").await.is_whole("/a", size);
+    node.at_rest().await;
+    assert!(
+        origin.counts("/a").bytes <= size + (256 << 10),
+        "{} bytes",
+        origin.counts("/a").bytes
+    );
+}
+
+/// Over HTTP/2, too, a client that reads nothing holds nobody.
+#[tokio::test]
+async fn a_slow_http2_client_slows_nobody() {
+    let size = 24 << 20;
+    let origin = Origin::start().await;
+    let _ = origin
+        .get("/a")
+        .generated(size)
+        .etag("\"1\"")
+        .ranges(true)
+        .cache_control("max-age=60");
+    let node = Node::start(&origin).await;
+    let mut slow = caje_tests::Http2::to(node.address()).await;
+    let request = slow
+        .request("GET", "/a")
+        .body(Default::default())
+        .expect("a request");
+    let answer = slow.send(request).await;
+    node.get("/a").await.is_whole("/a", size);
+    let got = caje_tests::Http2::whole(answer).await;
+    assert_eq!(got.body().len() as u64, size);
+    assert_eq!(slow_server::verify_body("/a", 0, got.body()), Ok(()));
+    assert_eq!(origin.requests("/a"), 1);
 }

@@ -117,7 +117,7 @@ impl Body {
     /// one. The new fill ends where another in flight has begun.
     pub fn fill_for(&self, mut span: Range<u64>, block_size: BlockSize) -> (Arc<Fill>, bool) {
         let mut fills = self.fills.lock();
-        if let Some(fill) = Self::covering(&fills, span.start, self.joinable) {
+        if let Some(fill) = Self::covering(&fills, span.start, self.join_distance()) {
             return (fill, false);
         }
         let starts = fills.iter().map(|fill| fill.span.start);
@@ -130,9 +130,9 @@ impl Body {
         (fill, true)
     }
 
-    /// The fill in flight that will bring byte `at`, if it is worth waiting for.
-    fn fill_covering(&self, at: u64) -> Option<Arc<Fill>> {
-        Self::covering(&self.fills.lock(), at, self.joinable)
+    /// The fill in flight that will bring byte `at` within `distance`.
+    fn fill_covering(&self, at: u64, distance: u64) -> Option<Arc<Fill>> {
+        Self::covering(&self.fills.lock(), at, distance)
     }
 
     /// A fill in flight for a span around `at`, whether or not it has passed that already.
@@ -141,24 +141,23 @@ impl Body {
         fills.iter().find(|fill| fill.span.contains(&at)).cloned()
     }
 
-    fn covering(fills: &[Arc<Fill>], at: u64, joinable: bool) -> Option<Arc<Fill>> {
-        let distance = join_distance(joinable);
+    fn covering(fills: &[Arc<Fill>], at: u64, distance: u64) -> Option<Arc<Fill>> {
         let near = |fill: &&Arc<Fill>| fill.will_bring(at, distance);
         fills.iter().find(near).cloned()
     }
 
+    /// Bytes that cannot be asked for by themselves are worth any wait.
     fn join_distance(&self) -> u64 {
-        join_distance(self.joinable)
+        if self.joinable {
+            JOIN_DISTANCE
+        } else {
+            u64::MAX
+        }
     }
 
     fn forget(&self, fill: &Arc<Fill>) {
         self.fills.lock().retain(|other| !Arc::ptr_eq(other, fill));
     }
-}
-
-/// Bytes that cannot be asked for by themselves are worth any wait.
-fn join_distance(joinable: bool) -> u64 {
-    if joinable { JOIN_DISTANCE } else { u64::MAX }
 }
 
 /// One exchange with an upstream that brings a contiguous span of a body.
@@ -687,14 +686,34 @@ impl Reader {
                     continue;
                 }
                 Source::Store => return Some(Err(BodyError::Missing)),
-                Source::Nowhere => return Some(Err(BodyError::Missing)),
+                Source::Nowhere => {
+                    tracing::debug!(
+                        at = self.at,
+                        end = self.end,
+                        asked = self.refilled_at,
+                        may_ask = self.refill.is_some(),
+                        resumes = self.resumes_left,
+                        "bytes are to be had nowhere"
+                    );
+                    return Some(Err(BodyError::Missing));
+                }
             };
             match self.await_fill(&fill).await {
                 Some(Ok(bytes)) => {
                     self.at += bytes.len() as u64;
                     return Some(Ok(bytes));
                 }
-                Some(Err(error)) if !self.may_resume(error) => return Some(Err(error)),
+                Some(Err(error)) if !self.may_resume(error) => {
+                    tracing::debug!(
+                        %error,
+                        at = self.at,
+                        asked = self.refilled_at,
+                        may_ask = self.refill.is_some(),
+                        resumes = self.resumes_left,
+                        "a reader cannot go on"
+                    );
+                    return Some(Err(error));
+                }
                 Some(Err(_)) => self.joined = None,
                 // It is in the store by now, or has to be asked for again.
                 None => {}
@@ -724,12 +743,21 @@ impl Reader {
 
     /// What will bring byte `at`, which was not here a moment ago. Asks for it if nothing will.
     fn source(&mut self) -> Source {
+        // A refill begins at the start of the block: a fill that is near enough to that must not be
+        // too far from the byte itself.
+        let block_bytes = u64::from(self.store.block_size().get());
+        let distance = self.body.join_distance().saturating_add(block_bytes);
+        // What was asked for is waited for: an origin without ranges begins again at the first byte.
+        let patience = match self.refilled_at == Some(self.at) {
+            true => u64::MAX,
+            false => distance,
+        };
         if let Some(Joined { fill, .. }) = &self.joined
-            && fill.will_bring(self.at, self.body.join_distance())
+            && fill.will_bring(self.at, patience)
         {
             return Source::Fill(fill.clone());
         }
-        let found = self.body.fill_covering(self.at);
+        let found = self.body.fill_covering(self.at, distance);
         let fill = match (found, &self.refill) {
             (Some(fill), _) => fill,
             // A fill may have left the block in the store between the two looks.

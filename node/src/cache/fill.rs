@@ -962,6 +962,11 @@ impl Refill {
             StatusCode::OK if same && response.content_length.is_none_or(|n| Some(n) == length) => {
                 writer.accept(0..length.unwrap_or(u64::MAX));
             }
+            // The origin will not have this client, or nobody for now: that says nothing about what is stored.
+            StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::REQUEST_TIMEOUT
+            | StatusCode::TOO_MANY_REQUESTS => return Err(BodyError::Unreachable),
             status if status.is_server_error() => return Err(BodyError::Unreachable),
             _ => return Err(BodyError::Changed),
         }
