@@ -220,6 +220,7 @@ fn run(config: Config, path: Option<&Path>, exit_with_stdin: bool) -> ExitCode {
     println!("admin http://{}", node.admin_address());
     let result = supervise(&node, path, &level, exit_with_stdin);
     if result.is_ok() {
+        end_at_once_when_told_again();
         node.drain();
     }
     exit_code(result)
@@ -257,6 +258,29 @@ fn supervise(
         tracing::info!("draining");
         Ok(())
     })
+}
+
+/// A drain takes as long as it may; who signals twice will not wait for it.
+fn end_at_once_when_told_again() {
+    let wait = || -> std::io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(async {
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::warn!("told again: ending at once");
+            std::process::exit(1)
+        })
+    };
+    // Without it a drain is only as long as configured.
+    let _ = std::thread::Builder::new()
+        .name("second-signal".into())
+        .spawn(wait);
 }
 
 /// A bad file changes nothing, and says why.

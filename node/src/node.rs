@@ -222,12 +222,13 @@ impl Drop for Node {
     }
 }
 
-fn block_on<T>(future: impl Future<Output = T>) -> Option<T> {
+/// Runs a future to its end on a thread of its own: the caller may be inside another runtime.
+fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> Option<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .ok()?;
-    Some(runtime.block_on(future))
+    thread::scope(|scope| scope.spawn(|| runtime.block_on(future)).join().ok())
 }
 
 struct DataThread {
