@@ -27,6 +27,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 
+use crate::block::BlockIndex;
 use crate::cache::fill::{Exchange, Fetcher, Led};
 use crate::cache::inflight::{FlightKey, Inflight, Outcome, Part};
 use crate::cache::residency::{Residency, Stored};
@@ -429,12 +430,27 @@ impl LocalCache {
         Reader::new(self.shared.store.clone(), stored.body.clone(), span, refill)
     }
 
-    /// Bytes of a stored body that lie in one block of the memory tier.
-    pub fn cached(&self, stored: &Stored, span: Range<u64>) -> Option<Bytes> {
+    /// Bytes of a stored body from the memory tier: of one block, or of two that adjoin, as most ranges
+    /// that are shorter than a block need. The second part is empty where one is enough.
+    pub fn cached(&self, stored: &Stored, span: Range<u64>) -> Option<(Bytes, Bytes)> {
+        let block_size = self.shared.store.block_size();
+        let first = block_size.index_of(span.start);
+        let border = block_size.start(first) + u64::from(block_size.get());
+        if span.end <= border {
+            return Some((self.cached_part(stored, first, span)?, Bytes::new()));
+        }
+        let second = BlockIndex(first.0.checked_add(1)?);
+        if span.end > border + u64::from(block_size.get()) {
+            return None;
+        }
+        let head = self.cached_part(stored, first, span.start..border)?;
+        let tail = self.cached_part(stored, second, border..span.end)?;
+        Some((head, tail))
+    }
+
+    fn cached_part(&self, stored: &Stored, index: BlockIndex, span: Range<u64>) -> Option<Bytes> {
         let store = &self.shared.store;
-        let block_size = store.block_size();
-        let index = block_size.index_of(span.start);
-        let start = block_size.start(index);
+        let start = store.block_size().start(index);
         let block = store.cached(&stored.body.object, index)?;
         let from = usize::try_from(span.start - start).ok()?;
         let to = usize::try_from(span.end - start).ok()?;

@@ -816,3 +816,22 @@ async fn a_range_of_a_stale_body_is_served_while_it_is_validated() {
     origin.wait_finished("/a", 2).await;
     assert_eq!(origin.counts("/a").bytes, SIZE);
 }
+
+/// A range over the border of two blocks that are both here is a hit, and the origin hears nothing of it.
+#[tokio::test]
+async fn a_range_over_two_held_blocks_is_a_hit() {
+    let (origin, node) = stage().await;
+    node.get("/a").await.is_whole("/a", SIZE);
+    node.at_rest().await;
+    for (from, to) in [
+        (BLOCK - 1, BLOCK + 1),
+        (BLOCK - 1000, BLOCK + 70_000),
+        (0, BLOCK + 1),
+        (BLOCK - 1, 2 * BLOCK),
+        (19 * BLOCK + 5, SIZE),
+        (BLOCK - 1, 2 * BLOCK + 1),
+    ] {
+        assert!(part(&node, from, to).await.head.is_hit());
+    }
+    assert_eq!(origin.requests("/a"), 1);
+}

@@ -63,7 +63,8 @@ impl Proxy {
             Body::Empty
         } else {
             match self.cache.cached(&stored, span.clone()) {
-                Some(bytes) => Body::Full(bytes),
+                Some((bytes, rest)) if rest.is_empty() => Body::Full(bytes),
+                Some((bytes, rest)) => Body::Pair(bytes, rest),
                 None => return Err(stored),
             }
         };

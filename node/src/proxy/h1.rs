@@ -302,6 +302,10 @@ where
                 self.write_framed(framing, bytes).await?;
                 self.write_end(framing, None).await?;
             }
+            Body::Pair(mut first, mut rest) if matches!(framing, Framing::Length(_)) => {
+                response.report.sent_bytes += (first.len() + rest.len()) as u64;
+                self.io.write(&mut self.out, &mut first, &mut rest).await?;
+            }
             mut body => {
                 self.stream(&mut body, framing, response, request_body)
                     .await?;

@@ -210,6 +210,8 @@ pub struct Report {
 pub enum Body {
     Empty,
     Full(Bytes),
+    /// Two pieces that are both here, for one write.
+    Pair(Bytes, Bytes),
     Stored(Box<Reader>),
     Upstream(Box<ResponseBody>),
     /// The client's part of a longer upstream body: how much to leave out, and how much to take.
@@ -231,6 +233,11 @@ impl Body {
             Body::Empty | Body::Tunnel(_) => None,
             Body::Full(bytes) if bytes.is_empty() => None,
             Body::Full(bytes) => Some(Ok(Piece::Data(std::mem::take(bytes)))),
+            Body::Pair(first, rest) => {
+                let first = std::mem::take(first);
+                *self = Body::Full(std::mem::take(rest));
+                Some(Ok(Piece::Data(first)))
+            }
             Body::Stored(reader) => reader.next().await.map(|read| read.map(Piece::Data)),
             Body::Upstream(body) => upstream_piece(body).await,
             Body::Window { body, skip, take } => window_piece(body, skip, take).await,
