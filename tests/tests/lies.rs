@@ -101,6 +101,10 @@ async fn told(origin: &Origin, node: &Node, lie: Lie, over_http2: bool) -> Resul
     if lie == Lie::DripBody {
         // An endless trickle: what has come is right, and leaving ends it.
         let mut answer = node.get(&whole).open().await;
+        if answer.head.status != 200 {
+            // An origin that is too slow for its deadline is no origin.
+            return Ok(());
+        }
         let first = answer.take(2).await;
         answer.leave();
         return BodyFn::new(&whole)
