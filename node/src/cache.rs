@@ -82,17 +82,17 @@ pub struct Cache {
 }
 
 /// A client's GET or HEAD, as far as the cache has to know it.
-pub struct Request {
-    pub key: CacheKey,
-    pub method: Method,
-    pub authority: Arc<str>,
+pub struct Request<'a> {
+    pub key: &'a CacheKey,
+    pub method: &'a Method,
+    pub authority: &'a Arc<str>,
     /// Origin-form target, byte for byte.
-    pub target: Bytes,
+    pub target: &'a Bytes,
     /// The client's fields: they select the variant and are judged for what they allow.
-    pub headers: HeaderMap,
+    pub headers: &'a HeaderMap,
     /// Byte range that a miss should begin with.
     pub wanted: Wanted,
-    pub origin: Rc<OriginRules>,
+    pub origin: &'a Rc<OriginRules>,
 }
 
 /// The first bytes a client wants of a representation.
@@ -209,15 +209,15 @@ pub enum Lookup {
 
 impl Cache {
     /// What is stored for this request, and whether it may be used as it is.
-    pub fn lookup(&self, request: &Request, now: SystemTime) -> Lookup {
+    pub fn lookup(&self, request: &Request<'_>, now: SystemTime) -> Lookup {
         let rules = &request.origin.caching;
-        let stored = match self.residency.select(&request.key, &request.headers) {
+        let stored = match self.residency.select(request.key, request.headers) {
             Some(Some(stored)) => stored,
             Some(None) => return miss(Forward::VaryMiss, request, rules),
             None => return miss(Forward::UriMiss, request, rules),
         };
         self.store.touch(&stored.body.object, now);
-        match stored.head.freshness.decide(&request.headers, rules, now) {
+        match stored.head.freshness.decide(request.headers, rules, now) {
             _ if stored.is_outdated() => Lookup::Stale(stored),
             Decision::Fresh | Decision::StaleAllowed => Lookup::Fresh(stored),
             Decision::StaleWhileRevalidate => Lookup::StaleWhileRevalidate(stored),
@@ -227,8 +227,8 @@ impl Cache {
     }
 }
 
-fn miss(why: Forward, request: &Request, rules: &Rules) -> Lookup {
-    if rules.only_if_cached(&request.headers) {
+fn miss(why: Forward, request: &Request<'_>, rules: &Rules) -> Lookup {
+    if rules.only_if_cached(request.headers) {
         Lookup::Forbidden
     } else {
         Lookup::Miss(why)
@@ -248,7 +248,7 @@ impl LocalCache {
     /// `forwarded` makes the fields that go upstream; it is called at most twice.
     pub async fn fetch(
         &self,
-        request: &Request,
+        request: &Request<'_>,
         stale: Option<Arc<Stored>>,
         why: Forward,
         upstream: &UpstreamFields<'_>,
@@ -298,7 +298,7 @@ impl LocalCache {
     /// Validates behind the client's back, unless somebody does already.
     pub fn validate_behind(
         &self,
-        request: &Request,
+        request: &Request<'_>,
         stale: Arc<Stored>,
         upstream: &UpstreamFields<'_>,
     ) {
@@ -309,39 +309,39 @@ impl LocalCache {
         self.fetcher.clone().spawn(exchange, Some(lead));
     }
 
-    fn flight_key(&self, request: &Request) -> FlightKey {
-        let resource = self.shared.residency.find(&request.key);
-        let variant = resource.and_then(|resource| resource.variant_of(&request.headers));
+    fn flight_key(&self, request: &Request<'_>) -> FlightKey {
+        let resource = self.shared.residency.find(request.key);
+        let variant = resource.and_then(|resource| resource.variant_of(request.headers));
         FlightKey {
             key: *request.key.hash(),
             variant: variant.map(|variant| variant.as_bytes().into()),
-            is_head: request.method == Method::HEAD,
+            is_head: *request.method == Method::HEAD,
         }
     }
 
     /// Waiting is worth it where the answer may be for several: not for what a user was authorised for,
     /// nor where the last answer could not be shared.
-    fn may_collapse(&self, request: &Request) -> bool {
-        request.method == Method::GET
+    fn may_collapse(&self, request: &Request<'_>) -> bool {
+        *request.method == Method::GET
             && !request.headers.contains_key(http::header::AUTHORIZATION)
             && !self
                 .shared
                 .residency
-                .is_unshareable(&request.key, crate::clock::now_secs())
+                .is_unshareable(request.key, crate::clock::now_secs())
     }
 
-    fn joined(&self, request: &Request, why: Forward, outcome: Outcome) -> Joined {
+    fn joined(&self, request: &Request<'_>, why: Forward, outcome: Outcome) -> Joined {
         let how = How {
             forward: Some(why),
             collapsed: true,
             ..How::default()
         };
         match outcome {
-            Outcome::Stored(stored) if stored.matches(&request.headers) => {
+            Outcome::Stored(stored) if stored.matches(request.headers) => {
                 Joined::Answer(Answer::Stored(stored, how))
             }
             Outcome::Stored(_) => Joined::OtherVariant,
-            Outcome::Stale(stored, reason, detail) if stored.matches(&request.headers) => {
+            Outcome::Stale(stored, reason, detail) if stored.matches(request.headers) => {
                 let stale = Some(reason);
                 Joined::Answer(Answer::Stored(
                     stored,
@@ -419,7 +419,7 @@ impl LocalCache {
         &self,
         stored: &Arc<Stored>,
         span: Range<u64>,
-        request: &Request,
+        request: &Request<'_>,
         upstream: &UpstreamFields<'_>,
     ) -> Reader {
         // Several blocks take time to read, in which one of them may be lost.

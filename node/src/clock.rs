@@ -18,8 +18,13 @@ fn wall_at_start() -> SystemTime {
 
 /// Now, never before an earlier call of this process.
 pub fn now() -> SystemTime {
+    at(Instant::now())
+}
+
+/// What [`now`] said at `instant`.
+pub fn at(instant: Instant) -> SystemTime {
     let (wall, monotonic) = *START;
-    wall + monotonic.elapsed()
+    wall + instant.saturating_duration_since(monotonic)
 }
 
 /// Whole seconds since 1970 of [`now`].

@@ -92,7 +92,7 @@ impl Node {
             .filter_map(|listener| listener.local_addr().ok())
             .collect();
         let shared = Arc::new(proxy::Shared {
-            settings: ArcSwap::from_pointee(settings),
+            settings: Arc::new(ArcSwap::from_pointee(settings)),
             identity: identity(&config),
             metrics: metrics.clone(),
             log,

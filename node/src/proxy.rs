@@ -1,12 +1,16 @@
 //! A client's request, from its head to the last byte of its answer.
 //!
 //! ```text
-//! handle ─┬─ refused (loop, TRACE, nobody's host) ────────────────► respond
-//!         ├─ GET, HEAD ─► cache.lookup ─┬─ usable ────────────────► deliver (200, 206, 304, 416)
-//!         │                             └─ fetch ─┬─ stored ──────► deliver
-//!         │                                       └─ not ─────────► passed on, cut to the client's range
-//!         └─ all else ──► streamed both ways, invalidates ────────► passed on, or tunnelled after 101
+//! answer_at_once ─┬─ refused (loop, TRACE, nobody's host) ──► respond
+//!                 ├─ GET, HEAD: fresh, and in memory ───────► deliver (200, 206, 304, 416)
+//!                 └─ all else is pending
+//! answer ─┬─ GET, HEAD ─► cache.lookup ─┬─ usable ──────────► deliver
+//!         │                             └─ fetch ─┬─ stored ► deliver
+//!         │                                       └─ not ───► passed on, cut to the client's range
+//!         └─ all else ──► streamed both ways, invalidates ──► passed on, or tunnelled after 101
 //! ```
+//!
+//! A hit is decided and made without a future of its own: nothing of it is waited for.
 //!
 //! Kept true here:
 //! - The key is what is forwarded: authority and target, byte for byte. What is not in the key and could
@@ -28,11 +32,11 @@ use std::cell::RefCell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Method, StatusCode, Version};
+use http::{Method, StatusCode};
 
 use crate::cache::fill::complete_head;
 use crate::cache::residency::Stored;
@@ -40,7 +44,7 @@ use crate::cache::{self, Failure};
 use crate::cache::{Answer, Forward, How, LocalCache, Lookup, OriginRules, UpstreamFields, Wanted};
 use crate::clock;
 use crate::origin::UpstreamRequest;
-use crate::proxy::message::{Body, Client, ClientBody, Interims, Report, Request, Response};
+use crate::proxy::message::{Body, ClientBody, Interims, Report, Request, Response};
 use crate::semantics::hop::{self, Forwarded, MaxForwards};
 use crate::semantics::key::CacheKey;
 use crate::semantics::range::{self, RangeSpec, Ranges};
@@ -93,7 +97,7 @@ pub struct Identity {
 
 /// What the proxies of all threads share.
 pub struct Shared {
-    pub settings: ArcSwap<Settings>,
+    pub settings: Arc<ArcSwap<Settings>>,
     pub identity: Identity,
     pub metrics: Arc<Metrics>,
     pub log: AccessLog,
@@ -104,7 +108,13 @@ pub struct Proxy {
     pub shared: Arc<Shared>,
     pub cache: LocalCache,
     pub draining: Draining,
-    local: RefCell<Rc<LocalSettings>>,
+    local: RefCell<LocalCopy>,
+}
+
+/// The settings in force, as of the last look.
+struct LocalCopy {
+    current: arc_swap::Cache<Arc<ArcSwap<Settings>>, Arc<Settings>>,
+    settings: Rc<LocalSettings>,
 }
 
 /// The settings as one thread holds them: shared counts that every request touched would be fought
@@ -119,6 +129,13 @@ impl LocalSettings {
         let origins = shared.origins.iter().cloned().map(Rc::new).collect();
         Rc::new(LocalSettings { shared, origins })
     }
+
+    fn route_to(&self, origin: &Rc<OriginRules>, request: &Request) -> Route {
+        Route {
+            origin: origin.clone(),
+            trusted: (self.shared.trusts)(request.client.address),
+        }
+    }
 }
 
 /// How often a request starts over because what was stored turned out to have changed.
@@ -126,8 +143,10 @@ const MAX_ATTEMPTS: usize = 3;
 
 impl Proxy {
     pub fn new(shared: Arc<Shared>, cache: LocalCache, draining: Draining) -> Proxy {
+        let mut current = arc_swap::Cache::new(shared.settings.clone());
+        let settings = LocalSettings::new(current.load().clone());
         Proxy {
-            local: RefCell::new(LocalSettings::new(shared.settings.load_full())),
+            local: RefCell::new(LocalCopy { current, settings }),
             shared,
             cache,
             draining,
@@ -136,12 +155,12 @@ impl Proxy {
 
     /// The settings in force, taken over anew after a reload.
     fn settings(&self) -> Rc<LocalSettings> {
-        let mut local = self.local.borrow_mut();
-        let current = self.shared.settings.load();
-        if !Arc::ptr_eq(&current, &local.shared) {
-            *local = LocalSettings::new(current.clone());
+        let LocalCopy { current, settings } = &mut *self.local.borrow_mut();
+        let current = current.load();
+        if !Arc::ptr_eq(current, &settings.shared) {
+            *settings = LocalSettings::new(current.clone());
         }
-        local.clone()
+        settings.clone()
     }
 
     pub fn limits(&self) -> Limits {
@@ -149,33 +168,67 @@ impl Proxy {
     }
 
     /// Answers one request.
-    pub async fn handle(&self, request: Request) -> Response {
-        let report = Report::of(&request);
+    pub async fn handle(&self, request: Rc<Request>, body: ClientBody) -> Response {
+        match self.answer_at_once(&request) {
+            Ok(response) => response,
+            Err(pending) => self.answer(request, body, pending).await,
+        }
+    }
+
+    /// Whatever takes no waiting: refusals, and hits whose bytes are in memory. The rest comes back for
+    /// [`Proxy::answer`].
+    pub fn answer_at_once(&self, request: &Rc<Request>) -> Result<Response, Pending> {
         let settings = self.settings();
-        if let Some(refusal) = self.refusal(&request) {
-            return self.synthetic(refusal, report);
+        if let Some(refusal) = self.refusal(request) {
+            return Ok(refusal.respond(Report::of(request, None)));
         }
         let host = host_of(&request.authority);
         let Some(place) = (settings.shared.route)(host, &request.target) else {
-            return self.synthetic(respond::no_origin(), report);
+            return Ok(respond::no_origin().respond(Report::of(request, None)));
         };
         let origin = &settings.origins[place];
-        let report = Report {
-            origin: Some(origin.clone()),
-            ..report
+        if !is_cacheable_form(request) {
+            return Err(Pending::Pass(settings.route_to(origin, request)));
+        }
+        let ranges = match request.method {
+            Method::GET => range::parse(&request.headers, settings.shared.limits.max_ranges),
+            _ => Ranges::None,
         };
-        let trusted = (settings.shared.trusts)(request.client.address);
-        let route = Route {
-            origin: origin.clone(),
-            trusted,
-            max_ranges: settings.shared.limits.max_ranges,
-        };
-        match request.method {
-            Method::GET | Method::HEAD if is_cacheable_form(&request) => {
-                self.cached(request, route, report).await
+        let key = CacheKey::new(request.client.scheme, &request.authority, &request.target);
+        let now = clock::at(request.received);
+        let found = self
+            .cache
+            .shared
+            .lookup(&cache_request(request, &key, &ranges, origin), now);
+        let found = match found {
+            Lookup::Fresh(stored) => {
+                let how = self.how_hit(&stored);
+                match self.deliver_cached(request, origin, &ranges, stored, how, now) {
+                    Ok(response) => return Ok(response),
+                    Err(stored) => Some((stored, how)),
+                }
             }
-            // Everything but the hit path is kept out of line: its futures are large.
-            _ => Box::pin(self.pass(request, route, report)).await,
+            _ => None,
+        };
+        let question = Question {
+            request: request.clone(),
+            key,
+            ranges,
+            route: settings.route_to(origin, request),
+        };
+        Err(Pending::Cacheable(Box::new(question), found))
+    }
+
+    /// Answers what could not be answered at once.
+    pub async fn answer(
+        &self,
+        request: Rc<Request>,
+        body: ClientBody,
+        pending: Pending,
+    ) -> Response {
+        match pending {
+            Pending::Cacheable(question, found) => self.cached(*question, found).await,
+            Pending::Pass(route) => self.pass(&request, body, &route).await,
         }
     }
 
@@ -197,50 +250,8 @@ impl Proxy {
         None
     }
 
-    async fn cached(&self, mut request: Request, route: Route, report: Report) -> Response {
-        let now = clock::now();
-        let ranges = match request.method {
-            Method::GET => range::parse(&request.headers, route.max_ranges),
-            _ => Ranges::None,
-        };
-        let question = Question {
-            cache: cache::Request {
-                key: CacheKey::new(request.client.scheme, &request.authority, &request.target),
-                method: request.method.clone(),
-                authority: request.authority.clone(),
-                target: request.target.clone(),
-                headers: std::mem::take(&mut request.headers),
-                wanted: wanted(&ranges),
-                origin: route.origin.clone(),
-            },
-            ranges,
-            client: request.client.address,
-            scheme: request.client.scheme,
-            trusted: route.trusted,
-            version: request.version,
-            interims: request.interims.take(),
-        };
-        if let Lookup::Fresh(stored) = self.cache.shared.lookup(&question.cache, now) {
-            let how = self.how_hit(&stored);
-            match self.deliver_cached(&question, stored, how, now) {
-                Ok(delivered) => return self.respond(delivered, report),
-                Err(stored) => {
-                    return Box::pin(self.answer(question, Some((stored, how)), route, report))
-                        .await;
-                }
-            }
-        }
-        Box::pin(self.answer(question, None, route, report)).await
-    }
-
     /// The long way: whatever a lookup finds, until there is an answer.
-    async fn answer(
-        &self,
-        question: Question,
-        mut found: Option<(Arc<Stored>, How)>,
-        route: Route,
-        report: Report,
-    ) -> Response {
+    async fn cached(&self, question: Question, mut found: Option<(Arc<Stored>, How)>) -> Response {
         let mut failure = Failure::BadGateway("changed-too-often");
         for _ in 0..MAX_ATTEMPTS {
             let (stored, how) = match found.take() {
@@ -248,15 +259,15 @@ impl Proxy {
                 None => match self.find(&question).await {
                     Answer::Stored(stored, how) => (stored, how),
                     Answer::Passed(passed, how) => {
-                        return self.passed_on(question, *passed, how, route, report).await;
+                        return self.passed_on(question, *passed, how).await;
                     }
                     Answer::Failed(failure, how) => {
-                        return self.respond(respond::failed(failure, how), report);
+                        return respond::failed(failure, how, question.report());
                     }
                 },
             };
             match self.deliver(&question, stored, how).await {
-                Ok(delivered) => return self.respond(delivered, report),
+                Ok(response) => return response,
                 Err(error) => failure = deliver::failure(error),
             }
         }
@@ -265,18 +276,17 @@ impl Proxy {
             detail: Some(failure.detail()),
             ..How::default()
         };
-        self.respond(respond::failed(failure, how), report)
+        respond::failed(failure, how, question.report())
     }
 
     async fn find(&self, question: &Question) -> Answer {
         let make = || self.upstream_fields(question);
         let upstream = UpstreamFields {
             make: &make,
-            interim: question.interims.clone().map(interim_sink),
+            interim: question.request.interims.clone().map(interim_sink),
         };
-        let now = clock::now();
-        let request = &question.cache;
-        match self.cache.shared.lookup(request, now) {
+        let request = &question.for_cache();
+        match self.cache.shared.lookup(request, clock::now()) {
             Lookup::Fresh(stored) => {
                 let how = self.how_hit(&stored);
                 Answer::Stored(stored, how)
@@ -306,61 +316,48 @@ impl Proxy {
     /// The fields of a client's request as they go upstream.
     fn upstream_fields(&self, question: &Question) -> HeaderMap {
         self.forwardable(
-            question.cache.headers.clone(),
-            Forwarded {
-                client: question.client,
-                scheme: question.scheme,
-                authority: &question.cache.authority,
-                trusted: question.trusted,
-            },
-            question.version,
+            &question.request,
+            question.request.headers.clone(),
+            question.route.trusted,
         )
     }
 
-    fn forwardable(
-        &self,
-        mut headers: HeaderMap,
-        forwarded: Forwarded<'_>,
-        version: Version,
-    ) -> HeaderMap {
+    /// `headers` as they leave this node for the origin of `request`.
+    fn forwardable(&self, request: &Request, mut headers: HeaderMap, trusted: bool) -> HeaderMap {
         hop::strip_hop_by_hop(&mut headers);
+        let forwarded = Forwarded {
+            client: request.client.address,
+            scheme: request.client.scheme,
+            authority: &request.authority,
+            trusted,
+        };
         hop::set_forwarded(&mut headers, forwarded);
-        hop::append_via(&mut headers, version, &self.shared.identity.pseudonym);
+        hop::append_via(
+            &mut headers,
+            request.version,
+            &self.shared.identity.pseudonym,
+        );
         hop::append_cdn_loop(&mut headers, &self.shared.identity.cdn_id);
         headers
     }
 
     /// A request that the cache has no part in: streamed both ways.
-    async fn pass(&self, mut request: Request, route: Route, report: Report) -> Response {
+    async fn pass(&self, request: &Rc<Request>, body: ClientBody, route: &Route) -> Response {
         let why = match request.method {
             Method::GET | Method::HEAD => Forward::Bypass,
             _ => Forward::Method,
         };
-        let mut headers = std::mem::take(&mut request.headers);
+        let report = Report::of(request, Some(&route.origin));
+        let wants_upgrade = request.upgrade && body.is_empty();
+        let mut headers = self.forwardable(request, request.headers.clone(), route.trusted);
         if request.method == Method::OPTIONS
             && let MaxForwards::Left(left) = hop::max_forwards(&headers)
         {
             headers.insert(header::MAX_FORWARDS, HeaderValue::from(left));
         }
-        let wants_upgrade = request.upgrade && request.body.is_empty();
-        let upgrade = headers
-            .get_all(header::UPGRADE)
-            .iter()
-            .cloned()
-            .collect::<Vec<_>>();
-        let mut headers = self.forwardable(
-            headers,
-            Forwarded {
-                client: request.client.address,
-                scheme: request.client.scheme,
-                authority: &request.authority,
-                trusted: route.trusted,
-            },
-            request.version,
-        );
         if wants_upgrade {
-            for value in upgrade {
-                headers.append(header::UPGRADE, value);
+            for value in request.headers.get_all(header::UPGRADE) {
+                headers.append(header::UPGRADE, value.clone());
             }
         }
         let authority = route.origin.authority_for(&request.authority);
@@ -370,7 +367,7 @@ impl Proxy {
         upstream.upgrade = wants_upgrade;
         // What a GET or HEAD carries means nothing (RFC 9110 §9.3.1) and is not sent on.
         if why == Forward::Method {
-            upstream.body = std::mem::replace(&mut request.body, ClientBody::Empty).into_upstream();
+            upstream.body = body.into_upstream();
         }
         let interims = request.interims.clone();
         let mut on_interim = |status, headers| {
@@ -389,29 +386,30 @@ impl Proxy {
             Err(error) => {
                 let failure = cache::fill::failure(&error);
                 how.detail = Some(failure.detail());
-                return self.respond(respond::failed(failure, how), report);
+                return respond::failed(failure, how, report);
             }
         };
         how.forward_status = Some(response.status);
         if freshness::invalidates(&request.method, response.status) {
-            self.invalidate(&request, &response.headers);
+            self.invalidate(request, &response.headers);
         }
         if let Some(upgraded) = response.upgraded.take() {
-            let delivered = respond::Delivered {
+            return Response {
                 status: response.status,
                 stored: None,
+                age: None,
                 headers: response.headers,
                 length: None,
                 body: Body::Tunnel(Box::new(upgraded)),
                 how,
                 ttl: None,
+                report,
             };
-            return self.respond(delivered, report);
         }
         hop::strip_hop_by_hop(&mut response.headers);
         complete_head(&mut response, &self.shared.identity.pseudonym, clock::now());
         let is_head = request.method == Method::HEAD;
-        self.respond(respond::through(response, is_head, how), report)
+        respond::through(response, is_head, how, report)
     }
 
     /// RFC 9111 §4.4: a successful unsafe request invalidates its target and what it points to.
@@ -429,23 +427,15 @@ impl Proxy {
     }
 
     /// An uncacheable answer to a cacheable question: cut to the client's range and conditions.
-    async fn passed_on(
-        &self,
-        question: Question,
-        passed: cache::Passed,
-        how: How,
-        route: Route,
-        report: Report,
-    ) -> Response {
+    async fn passed_on(&self, question: Question, passed: cache::Passed, how: How) -> Response {
         match deliver::passed(&question, passed, how) {
-            Ok(delivered) => self.respond(delivered, report),
+            Ok(response) => response,
             // Asked for in the cache's words, it does not fit the client's: asked again in the client's.
-            Err(()) => Box::pin(self.pass(question.into_request(), route, report)).await,
+            Err(()) => {
+                let Question { request, route, .. } = &question;
+                Box::pin(self.pass(request, ClientBody::Empty, route)).await
+            }
         }
-    }
-
-    fn synthetic(&self, refusal: respond::Refusal, report: Report) -> Response {
-        self.respond(refusal.into_delivered(), report)
     }
 
     /// A stored response whose first fill is still running was not here when it was asked for.
@@ -483,57 +473,68 @@ impl Proxy {
     }
 }
 
+/// What cannot be answered without waiting.
+pub enum Pending {
+    /// May be answered from the cache: already found, but not in memory, or to be looked for.
+    Cacheable(Box<Question>, Option<(Arc<Stored>, How)>),
+    /// The cache has no part in it.
+    Pass(Route),
+}
+
 /// Where a request goes and what its client is believed.
-struct Route {
+pub struct Route {
     origin: Rc<OriginRules>,
     trusted: bool,
-    max_ranges: usize,
 }
 
 /// A request that may be answered from the cache.
-struct Question {
-    cache: cache::Request,
+pub struct Question {
+    request: Rc<Request>,
+    key: CacheKey,
     ranges: Ranges,
-    client: IpAddr,
-    scheme: crate::semantics::key::Scheme,
-    trusted: bool,
-    version: Version,
-    interims: Option<Rc<Interims>>,
+    route: Route,
 }
 
 impl Question {
-    /// The client's own request, for the origin to answer as it stands.
-    fn into_request(self) -> Request {
-        Request {
-            method: self.cache.method,
-            target: self.cache.target,
-            authority: self.cache.authority,
-            version: self.version,
-            headers: self.cache.headers,
-            body: ClientBody::Empty,
-            upgrade: false,
-            client: Client {
-                address: self.client,
-                scheme: self.scheme,
-            },
-            interims: self.interims,
-            received: Instant::now(),
-        }
+    fn for_cache(&self) -> cache::Request<'_> {
+        cache_request(&self.request, &self.key, &self.ranges, &self.route.origin)
+    }
+
+    fn report(&self) -> Report {
+        Report::of(&self.request, Some(&self.route.origin))
+    }
+}
+
+fn cache_request<'a>(
+    request: &'a Request,
+    key: &'a CacheKey,
+    ranges: &Ranges,
+    origin: &'a Rc<OriginRules>,
+) -> cache::Request<'a> {
+    cache::Request {
+        key,
+        method: &request.method,
+        authority: &request.authority,
+        target: &request.target,
+        headers: &request.headers,
+        wanted: wanted(ranges),
+        origin,
     }
 }
 
 /// The cache answers requests that have no body, no preconditions for the origin to judge (RFC 9111
 /// §4.3.2), and want no other protocol.
 fn is_cacheable_form(request: &Request) -> bool {
-    request.body.is_empty()
+    matches!(request.method, Method::GET | Method::HEAD)
+        && !request.has_body
         && !request.upgrade
         && request.target.first() == Some(&b'/')
         && !conditional::has_unconditional_preconditions(&request.headers)
 }
 
 fn host_of(authority: &str) -> &str {
-    match authority.rfind(':') {
-        Some(colon) if !authority[colon..].contains(']') => &authority[..colon],
+    match memchr::memrchr2(b':', b']', authority.as_bytes()) {
+        Some(at) if authority.as_bytes()[at] == b':' => &authority[..at],
         _ => authority,
     }
 }

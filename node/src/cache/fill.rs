@@ -108,7 +108,7 @@ enum Rest {
 
 impl Exchange {
     pub fn new(
-        request: &Request,
+        request: &Request<'_>,
         stale: Option<Arc<Stored>>,
         upstream: &UpstreamFields<'_>,
     ) -> Exchange {
@@ -676,7 +676,7 @@ impl Fetcher {
     /// How a reader of `stored` asks for bytes that are not here.
     pub fn refill(
         self: &Rc<Self>,
-        request: &Request,
+        request: &Request<'_>,
         stored: &Arc<Stored>,
         upstream: &UpstreamFields<'_>,
     ) -> Rc<Refill> {

@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 
 use crate::cache::body::Body;
 use crate::cache::head::Head;
-use crate::semantics::key::CacheKey;
+use crate::semantics::key::{CacheKey, DigestHashing};
 use crate::semantics::vary::VariantKey;
 use crate::store::{Object, Recovered, Store};
 
@@ -105,7 +105,7 @@ impl Resource {
 
 pub struct Residency {
     store: Store,
-    resources: papaya::HashMap<[u8; 32], Arc<Resource>>,
+    resources: papaya::HashMap<[u8; 32], Arc<Resource>, DigestHashing>,
     /// The key of each body that the store may give up by itself.
     owners: papaya::HashMap<u64, CacheKey>,
     changes: Mutex<()>,
@@ -117,7 +117,7 @@ impl Residency {
     pub fn new(store: Store) -> Residency {
         Residency {
             store,
-            resources: papaya::HashMap::new(),
+            resources: papaya::HashMap::with_hasher(DigestHashing::default()),
             owners: papaya::HashMap::new(),
             changes: Mutex::new(()),
             unshareable: quick_cache::sync::Cache::new(MAX_UNSHAREABLE),

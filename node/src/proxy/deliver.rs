@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -11,11 +12,11 @@ use http::{Method, StatusCode};
 
 use crate::cache::head::Head;
 use crate::cache::residency::Stored;
-use crate::cache::{BodyError, Failure, Forward, How, Passed, Reader, UpstreamFields};
+use crate::cache::{BodyError, Failure, Forward, How, OriginRules, Passed, Reader, UpstreamFields};
 use crate::clock;
-use crate::proxy::message::Body;
+use crate::proxy::message::{Body, Report, Request, Response};
 use crate::proxy::multipart::{Multipart, Part};
-use crate::proxy::respond::{self, Delivered};
+use crate::proxy::respond;
 use crate::proxy::{Proxy, Question};
 use crate::semantics::conditional::{self, Conditional, Validators};
 use crate::semantics::range::{self, Boundary, ContentRange, RangeSpec, Ranges, Resolved};
@@ -46,12 +47,14 @@ impl Proxy {
     /// The hot path: everything that can be answered without waiting. `Err` gives the response back.
     pub(super) fn deliver_cached(
         &self,
-        question: &Question,
+        request: &Rc<Request>,
+        origin: &Rc<OriginRules>,
+        ranges: &Ranges,
         stored: Arc<Stored>,
         how: How,
         now: SystemTime,
-    ) -> Result<Delivered, Arc<Stored>> {
-        let selection = select(question, &stored, now);
+    ) -> Result<Response, Arc<Stored>> {
+        let selection = select(&request.headers, ranges, &stored, now);
         let length = stored.body.object.length();
         let span = match (&selection, length) {
             (Selection::Whole, Some(length)) => 0..length,
@@ -59,7 +62,7 @@ impl Proxy {
             (Selection::NotModified | Selection::Unsatisfiable(_), _) => 0..0,
             _ => return Err(stored),
         };
-        let body = if question.cache.method == Method::HEAD || span.is_empty() {
+        let body = if request.method == Method::HEAD || span.is_empty() {
             Body::Empty
         } else {
             match self.cache.cached(&stored, span.clone()) {
@@ -68,7 +71,8 @@ impl Proxy {
                 None => return Err(stored),
             }
         };
-        Ok(delivered(stored, selection, body, how, now))
+        let report = Report::of(request, Some(origin));
+        Ok(respond(stored, selection, body, how, now, report))
     }
 
     /// Everything else: bytes from disk, from fills, and from the origin.
@@ -76,32 +80,34 @@ impl Proxy {
         &self,
         question: &Question,
         stored: Arc<Stored>,
-        how: How,
-    ) -> Result<Delivered, BodyError> {
+        mut how: How,
+    ) -> Result<Response, BodyError> {
         let now = clock::now();
-        let stored = match self.deliver_cached(question, stored, how, now) {
-            Ok(delivered) => return Ok(delivered),
-            Err(stored) => stored,
-        };
-        let selection = select(question, &stored, now);
-        let mut how = how;
-        let body = match &selection {
-            _ if question.cache.method == Method::HEAD => Body::Empty,
-            Selection::NotModified | Selection::Unsatisfiable(_) => Body::Empty,
-            Selection::Whole => {
-                let end = stored.body.object.length().unwrap_or(u64::MAX);
-                self.read(question, &stored, 0..end, &mut how).await?
-            }
-            Selection::Part(span, _) => {
-                self.read(question, &stored, span.clone(), &mut how).await?
-            }
+        let request = &question.request;
+        let selection = select(&request.headers, &question.ranges, &stored, now);
+        let span = match &selection {
+            _ if request.method == Method::HEAD => None,
+            Selection::NotModified | Selection::Unsatisfiable(_) => None,
+            Selection::Whole => Some(0..stored.body.object.length().unwrap_or(u64::MAX)),
+            Selection::Part(span, _) => Some(span.clone()),
             Selection::Parts(spans, length) => {
                 return self
                     .deliver_parts(question, &stored, spans, *length, how)
                     .await;
             }
         };
-        Ok(delivered(stored, selection, body, how, now))
+        let body = match span {
+            Some(span) if !span.is_empty() => self.read(question, &stored, span, &mut how).await?,
+            _ => Body::Empty,
+        };
+        Ok(respond(
+            stored,
+            selection,
+            body,
+            how,
+            now,
+            question.report(),
+        ))
     }
 
     async fn read(
@@ -123,7 +129,8 @@ impl Proxy {
             make: &make,
             interim: None,
         };
-        self.cache.reader(stored, span, &question.cache, &upstream)
+        self.cache
+            .reader(stored, span, &question.for_cache(), &upstream)
     }
 
     async fn deliver_parts(
@@ -133,7 +140,7 @@ impl Proxy {
         spans: &[Range<u64>],
         length: u64,
         how: How,
-    ) -> Result<Delivered, BodyError> {
+    ) -> Result<Response, BodyError> {
         let boundary = Boundary::new(stored.body.object.id().0 ^ length.rotate_left(32));
         let content_type = stored.head.headers.get(header::CONTENT_TYPE);
         let mut how = how;
@@ -156,15 +163,16 @@ impl Proxy {
         let now = clock::now();
         let mut headers = own_fields(&stored.head);
         headers.insert(header::CONTENT_TYPE, boundary.content_type());
-        insert_age(&mut headers, &stored.head, &how, now);
-        Ok(Delivered {
+        Ok(Response {
             status: StatusCode::PARTIAL_CONTENT,
             stored: None,
+            age: age(&stored.head, &how, now),
             headers,
             length: Some(total),
             body: Body::Multipart(Box::new(Multipart::new(parts, boundary.end()))),
             how,
             ttl: Some(stored.head.freshness.ttl(now)),
+            report: question.report(),
         })
     }
 }
@@ -178,8 +186,7 @@ fn note_fill(how: &mut How, reader: &Reader) {
 }
 
 /// RFC 9110 §13.2.2: conditions first, then ranges.
-fn select(question: &Question, stored: &Stored, now: SystemTime) -> Selection {
-    let request = &question.cache.headers;
+fn select(request: &HeaderMap, ranges: &Ranges, stored: &Stored, now: SystemTime) -> Selection {
     let head = &stored.head;
     if head.status != StatusCode::OK {
         return Selection::Whole;
@@ -188,7 +195,7 @@ fn select(question: &Question, stored: &Stored, now: SystemTime) -> Selection {
     if condition == Conditional::NotModified {
         return Selection::NotModified;
     }
-    let (Ranges::Set(specs), Some(length)) = (&question.ranges, stored.body.object.length()) else {
+    let (Ranges::Set(specs), Some(length)) = (ranges, stored.body.object.length()) else {
         return Selection::Whole;
     };
     if !conditional::if_range_holds(request, &head.validators, &head.headers) {
@@ -205,17 +212,18 @@ fn select_ranges(specs: &[RangeSpec], length: u64) -> Selection {
     }
 }
 
-fn delivered(
+fn respond(
     stored: Arc<Stored>,
     selection: Selection,
     body: Body,
     how: How,
     now: SystemTime,
-) -> Delivered {
+    report: Report,
+) -> Response {
     let head = &stored.head;
     let ttl = Some(head.freshness.ttl(now));
+    let age = age(head, &how, now);
     let mut headers = HeaderMap::new();
-    insert_age(&mut headers, head, &how, now);
     let (status, length, with_head) = match selection {
         Selection::NotModified => {
             for name in NOT_MODIFIED_FIELDS {
@@ -245,23 +253,23 @@ fn delivered(
         }
         Selection::Whole | Selection::Parts(..) => (head.status, stored.body.object.length(), true),
     };
-    Delivered {
+    Response {
         status,
         stored: with_head.then_some(stored),
+        age,
         headers,
         length,
         body,
         how,
         ttl,
+        report,
     }
 }
 
 /// A first-hand answer has no age unless the origin's had one (RFC 9111 §5.1).
-fn insert_age(headers: &mut HeaderMap, head: &Head, how: &How, now: SystemTime) {
+fn age(head: &Head, how: &How, now: SystemTime) -> Option<u64> {
     let age = head.age_secs(now);
-    if age > 0 || how.is_hit() {
-        headers.insert(header::AGE, HeaderValue::from(age));
-    }
+    (age > 0 || how.is_hit()).then_some(age)
 }
 
 /// The stored fields as a map, for an answer that changes one of them.
@@ -275,10 +283,10 @@ fn own_fields(head: &Head) -> HeaderMap {
 
 /// An answer that is not stored, cut to what the client asked for. `Err`: it was asked for in a way
 /// from which the client's own answer cannot be made.
-pub(super) fn passed(question: &Question, passed: Passed, how: How) -> Result<Delivered, ()> {
+pub(super) fn passed(question: &Question, passed: Passed, how: How) -> Result<Response, ()> {
     let Passed { response, window } = passed;
-    let request = &question.cache.headers;
-    let is_head = question.cache.method == Method::HEAD;
+    let request = &question.request.headers;
+    let is_head = question.request.method == Method::HEAD;
     let validators = Validators::from_headers(&response.headers);
     // An `If-Range`, which the cache did not pass on, may have made it the whole.
     if response.status == StatusCode::RANGE_NOT_SATISFIABLE
@@ -290,17 +298,17 @@ pub(super) fn passed(question: &Question, passed: Passed, how: How) -> Result<De
         && conditional::evaluate(request, &validators, &response.headers, clock::now())
             == Conditional::NotModified
     {
-        let mut delivered = respond::through(response, is_head, how);
-        delivered.status = StatusCode::NOT_MODIFIED;
-        delivered.body = Body::Empty;
-        delivered.length = None;
+        let mut answer = respond::through(response, is_head, how, question.report());
+        answer.status = StatusCode::NOT_MODIFIED;
+        answer.body = Body::Empty;
+        answer.length = None;
         for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING] {
-            delivered.headers.remove(name);
+            answer.headers.remove(name);
         }
-        return Ok(delivered);
+        return Ok(answer);
     }
     let Some(window) = window else {
-        return Ok(respond::through(response, is_head, how));
+        return Ok(respond::through(response, is_head, how, question.report()));
     };
     let Ranges::Set(specs) = &question.ranges else {
         return Err(());
@@ -310,36 +318,36 @@ pub(super) fn passed(question: &Question, passed: Passed, how: How) -> Result<De
     }
     let length = window.complete_length;
     let announced = response.content_length;
-    let mut delivered = respond::through(response, is_head, how);
+    let mut answer = respond::through(response, is_head, how, question.report());
     match select_ranges(specs, length) {
         Selection::Part(span, _)
             if span.start >= window.starts_at
                 && announced.is_none_or(|n| span.end <= window.starts_at.saturating_add(n)) =>
         {
-            let body = std::mem::replace(&mut delivered.body, Body::Empty);
+            let body = std::mem::replace(&mut answer.body, Body::Empty);
             let Body::Upstream(body) = body else {
                 return Err(());
             };
-            delivered.headers.insert(
+            answer.headers.insert(
                 header::CONTENT_RANGE,
                 ContentRange::to_header(&span, length),
             );
-            delivered.length = Some(span.end - span.start);
-            delivered.body = Body::Window {
+            answer.length = Some(span.end - span.start);
+            answer.body = Body::Window {
                 body,
                 skip: span.start - window.starts_at,
                 take: span.end - span.start,
             };
-            Ok(delivered)
+            Ok(answer)
         }
         Selection::Unsatisfiable(length) => {
-            delivered.status = StatusCode::RANGE_NOT_SATISFIABLE;
-            delivered
+            answer.status = StatusCode::RANGE_NOT_SATISFIABLE;
+            answer
                 .headers
                 .insert(header::CONTENT_RANGE, ContentRange::unsatisfied(length));
-            delivered.length = Some(0);
-            delivered.body = Body::Full(Bytes::new());
-            Ok(delivered)
+            answer.length = Some(0);
+            answer.body = Body::Full(Bytes::new());
+            Ok(answer)
         }
         _ => Err(()),
     }

@@ -15,12 +15,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use http::header::HeaderMap;
 use http::{Method, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -32,7 +32,7 @@ use crate::proxy::message::{
     Body, Client, ClientBody, Interims, LastAuthority, Piece, Request, Response,
 };
 use crate::proxy::respond;
-use crate::proxy::{Limits, Proxy, tunnel};
+use crate::proxy::{Limits, Pending, Proxy, tunnel};
 use crate::telemetry::TimeoutPhase;
 use crate::wire::{
     BodyDecoder, Decoded, Framing, HeadError, RequestHead, encode, parse_request_head,
@@ -60,7 +60,9 @@ where
         min_rate: 0,
     };
     let io = ClientIo::new(io, inbox, read_pace, write_pace);
+    let draining = proxy.draining.clone();
     let mut connection = Connection {
+        drain: Box::pin(async move { draining.begun().await }),
         io: Rc::new(io),
         client,
         proxy,
@@ -81,6 +83,9 @@ struct Connection<Io> {
     out: BytesMut,
     interims: Rc<Interims>,
     last_authority: LastAuthority,
+    /// Completes when the node begins to drain. Kept from request to request: to enter and leave the
+    /// list of those who wait costs more than to read a request.
+    drain: Pin<Box<dyn Future<Output = ()>>>,
 }
 
 enum After {
@@ -116,7 +121,8 @@ where
 
     /// Reads up to the end of a head. The first byte and the whole head each have a deadline.
     async fn read_head(&mut self, is_first: bool) -> Result<RequestHead, HeadEnd> {
-        let limits = self.proxy.limits();
+        let settings = self.proxy.settings();
+        let limits = &settings.shared.limits;
         let idle = if is_first {
             limits.first_byte_timeout
         } else {
@@ -136,15 +142,20 @@ where
                 None if self.proxy.draining.has_begun() => return Err(HeadEnd::Closed),
                 None => Instant::now() + idle,
             };
-            let fill = self.io.fill_until(until);
+            let mut fill = pin!(self.io.fill_until(until));
             let read = match deadline {
                 Some(_) => fill.await,
                 // An idle connection ends as soon as the node drains.
-                None => tokio::select! {
-                    biased;
-                    read = fill => read,
-                    () = self.proxy.draining.begun() => continue,
-                },
+                None => {
+                    let idle = poll_fn(|cx| match fill.as_mut().poll(cx) {
+                        Poll::Ready(read) => Poll::Ready(Some(read)),
+                        Poll::Pending => self.drain.as_mut().poll(cx).map(|()| None),
+                    });
+                    match idle.await {
+                        Some(read) => read,
+                        None => continue,
+                    }
+                }
             };
             match read {
                 Ok(0) | Err(_) if deadline.is_none() => return Err(HeadEnd::Closed),
@@ -193,29 +204,30 @@ where
             ))),
         };
         let interims = (version == Version::HTTP_11).then(|| self.interims.clone());
-        let client_body = match &body {
-            Some(body) => ClientBody::http1(body.clone(), head.framing),
-            None => ClientBody::Empty,
-        };
-        let request = match Request::from_http1(
-            head,
-            client_body,
-            &self.client,
-            interims,
-            &mut self.last_authority,
-        ) {
-            Ok(request) => request,
-            Err(error) => return self.refuse(HeadEnd::Malformed(error)).await,
-        };
-        let Some(mut response) = self.answer(request, body.as_deref()).await else {
-            return CLOSE;
+        let framing = head.framing;
+        let request =
+            match Request::from_http1(head, &self.client, interims, &mut self.last_authority) {
+                Ok(request) => Rc::new(request),
+                Err(error) => return self.refuse(HeadEnd::Malformed(error)).await,
+            };
+        let mut response = match self.proxy.answer_at_once(&request) {
+            Ok(response) => response,
+            Err(pending) => {
+                // Out of line, as all that is not a hit in memory: such futures are large.
+                let answer = Box::pin(self.answer(request, framing, body.as_ref(), pending));
+                match answer.await {
+                    Some(response) => response,
+                    None => return CLOSE,
+                }
+            }
         };
         response.report.first_byte = Some(std::time::Instant::now());
         if let Body::Tunnel(_) = response.body {
-            return self.tunnel(response).await;
+            return Box::pin(self.tunnel(response)).await;
         }
-        let outcome = self.deliver(&mut response, version, is_head, keep_alive, body.as_deref());
-        let outcome = outcome.await;
+        let outcome = self
+            .deliver(&mut response, version, is_head, keep_alive, body.as_deref())
+            .await;
         self.proxy.finished(&response, outcome.is_ok());
         if let Some(body) = body.as_deref().filter(|_| outcome.is_ok()) {
             // The origin answered first, and still takes the rest.
@@ -231,11 +243,17 @@ where
     /// The answer, unless the client leaves before there is one. Interim responses go out meanwhile.
     async fn answer(
         &mut self,
-        request: Request,
-        body: Option<&RequestBody<Io>>,
+        request: Rc<Request>,
+        framing: Framing,
+        body: Option<&Rc<RequestBody<Io>>>,
+        pending: Pending,
     ) -> Option<Response> {
         let proxy = self.proxy.clone();
-        let mut answering = pin!(proxy.handle(request));
+        let client_body = match body {
+            Some(body) => ClientBody::http1(body.clone(), framing),
+            None => ClientBody::Empty,
+        };
+        let mut answering = pin!(proxy.answer(request, client_body, pending));
         loop {
             tokio::select! {
                 biased;
@@ -245,7 +263,7 @@ where
                     return Some(response);
                 }
                 () = self.interims.wait() => self.send_interims().await?,
-                () = self.io.gone(), if body.is_none_or(RequestBody::is_read) => {
+                () = self.io.gone(), if body.is_none_or(|body| body.is_read()) => {
                     self.proxy.count_client_gone();
                     return None;
                 }
@@ -307,8 +325,7 @@ where
                 self.io.write(&mut self.out, &mut first, &mut rest).await?;
             }
             mut body => {
-                self.stream(&mut body, framing, response, request_body)
-                    .await?;
+                Box::pin(self.stream(&mut body, framing, response, request_body)).await?;
             }
         }
         Ok(ending)
@@ -327,7 +344,15 @@ where
         if let Some(stored) = &response.stored {
             out.extend_from_slice(stored.head.lines());
         }
+        if let Some(age) = response.age {
+            encode::field_number(out, b"age", age);
+        }
         encode::fields(out, &response.headers);
+        out.extend_from_slice(b"cache-status: ");
+        let cache_status = response.cache_status(&self.proxy.shared.identity.cache_name);
+        // Writing to memory does not fail.
+        let _ = cache_status.write(&mut out.writer());
+        out.extend_from_slice(b"\r\n");
         encode::framing_fields(out, framing);
         match (ending, version) {
             (Ending::Close, _) => encode::field(out, b"connection", b"close"),
@@ -445,7 +470,10 @@ where
         }
     }
 
-    async fn tunnel(&mut self, response: Response) -> After {
+    async fn tunnel(&mut self, mut response: Response) -> After {
+        let cache_status = response.cache_status(&self.proxy.shared.identity.cache_name);
+        let cache_status = cache_status.to_header();
+        response.headers.append(respond::CACHE_STATUS, cache_status);
         self.encode_upgrade(&response);
         if self.write(Bytes::new()).await.is_err() {
             return CLOSE;

@@ -111,7 +111,7 @@ async fn exchange(
 ) -> http::Response<Outgoing> {
     let is_head = request.method() == Method::HEAD;
     let response = match accept(request, client, &proxy) {
-        Ok(request) => proxy.handle(request).await,
+        Ok((request, body)) => proxy.handle(Rc::new(request), body).await,
         Err(status) => {
             proxy
                 .shared
@@ -129,7 +129,7 @@ fn accept(
     request: http::Request<Incoming>,
     client: Client,
     proxy: &Rc<Proxy>,
-) -> Result<Request, StatusCode> {
+) -> Result<(Request, ClientBody), StatusCode> {
     let (head, body) = request.into_parts();
     let malformed = StatusCode::BAD_REQUEST;
     let mut headers = head.headers;
@@ -176,18 +176,19 @@ fn accept(
         },
     };
     headers.remove(header::CONTENT_LENGTH);
-    Ok(Request {
+    let request = Request {
         method: head.method,
         target,
         authority: authority.into(),
         version: Version::HTTP_2,
         headers,
-        body,
+        has_body: !body.is_empty(),
         upgrade: false,
         client,
         interims: None,
         received: std::time::Instant::now(),
-    })
+    };
+    Ok((request, body))
 }
 
 /// RFC 9113 §8.2.3: crumbs become one field where the message leaves HTTP/2.
@@ -226,9 +227,14 @@ fn outgoing(
             headers.remove(&name);
         }
     }
+    if let Some(age) = response.age {
+        headers.insert(header::AGE, HeaderValue::from(age));
+    }
     for (name, value) in &response.headers {
         headers.append(name, value.clone());
     }
+    let cache_status = response.cache_status(&proxy.shared.identity.cache_name);
+    headers.append(respond::CACHE_STATUS, cache_status.to_header());
     for name in [
         header::CONNECTION,
         header::TRANSFER_ENCODING,

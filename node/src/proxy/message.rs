@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderValue};
+use http::header::HeaderMap;
 use http::{Method, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
@@ -29,7 +29,8 @@ pub struct Client {
     pub scheme: Scheme,
 }
 
-/// A request whose framing, authority and target have been checked.
+/// A request whose framing, authority and target have been checked. Whoever works on its answer, or
+/// tells of it afterwards, shares it.
 pub struct Request {
     pub method: Method,
     /// Origin-form or `*`, byte for byte.
@@ -38,7 +39,7 @@ pub struct Request {
     pub authority: Arc<str>,
     pub version: Version,
     pub headers: HeaderMap,
-    pub body: ClientBody,
+    pub has_body: bool,
     pub upgrade: bool,
     pub client: Client,
     /// Where interim responses go; absent where the client would not understand them.
@@ -49,7 +50,6 @@ pub struct Request {
 impl Request {
     pub fn from_http1(
         head: RequestHead,
-        body: ClientBody,
         client: &Client,
         interims: Option<Rc<Interims>>,
         last: &mut LastAuthority,
@@ -64,7 +64,7 @@ impl Request {
             authority,
             version: head.version,
             headers: head.headers,
-            body,
+            has_body: !matches!(head.framing, Framing::None | Framing::Length(0)),
             upgrade: head.upgrade,
             client: *client,
             interims,
@@ -180,31 +180,39 @@ pub struct Response {
     pub status: StatusCode,
     /// The stored response whose fields go out before [`Response::headers`].
     pub stored: Option<Arc<Stored>>,
+    /// Of a stored response, in seconds.
+    pub age: Option<u64>,
+    /// All other fields but `Cache-Status`, which is made from `how` and `ttl`.
     pub headers: HeaderMap,
     /// Bytes of the body, if known: of what would be sent, where the answer has none (HEAD).
     pub length: Option<u64>,
     pub body: Body,
+    pub how: How,
+    /// Seconds of freshness left.
+    pub ttl: Option<i64>,
     pub report: Report,
 }
 
 /// What the log and the metrics will say of an answer.
-#[derive(Default)]
 pub struct Report {
-    pub method: Method,
-    pub target: Bytes,
-    pub authority: Arc<str>,
-    pub version: Version,
-    pub client: Option<IpAddr>,
-    pub referer: Option<HeaderValue>,
-    pub user_agent: Option<HeaderValue>,
+    pub request: Rc<Request>,
     pub origin: Option<Rc<OriginRules>>,
-    pub cache_status: Option<HeaderValue>,
-    pub how: Option<How>,
-    pub received: Option<Instant>,
     /// When the head was handed to the connection.
     pub first_byte: Option<Instant>,
     pub sent_bytes: u64,
     pub interrupted: Option<BodyError>,
+}
+
+impl Report {
+    pub fn of(request: &Rc<Request>, origin: Option<&Rc<OriginRules>>) -> Report {
+        Report {
+            request: request.clone(),
+            origin: origin.cloned(),
+            first_byte: None,
+            sent_bytes: 0,
+            interrupted: None,
+        }
+    }
 }
 
 pub enum Body {

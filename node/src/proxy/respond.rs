@@ -1,36 +1,22 @@
 //! What an outcome looks like to the client: the one place where errors become statuses.
 
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Version};
 
 use crate::cache::head::Head;
-use crate::cache::residency::Stored;
 use crate::cache::{Failure, Forward, How, StaleReason};
 use crate::clock;
 use crate::origin::UpstreamResponse;
 use crate::proxy::Proxy;
-use crate::proxy::message::{Body, Report, Request, Response};
+use crate::proxy::message::{Body, Report, Response};
 use crate::semantics::cache_status::CacheStatus;
 use crate::telemetry::{self, CacheResult};
 use crate::wire::{Framing, encode};
 
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
-
-/// An answer, before it says how it came about.
-pub struct Delivered {
-    pub status: StatusCode,
-    pub stored: Option<Arc<Stored>>,
-    pub headers: HeaderMap,
-    pub length: Option<u64>,
-    pub body: Body,
-    pub how: How,
-    /// Seconds of freshness left.
-    pub ttl: Option<i64>,
-}
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// An answer that this node makes up.
 pub struct Refusal {
@@ -48,18 +34,18 @@ impl Refusal {
         }
     }
 
-    pub fn into_delivered(self) -> Delivered {
+    pub fn respond(self, report: Report) -> Response {
         let how = How {
             detail: Some(self.detail),
             synthetic: true,
             ..How::default()
         };
-        let mut delivered = made_up(self.status, how);
+        let mut response = made_up(self.status, how, report);
         if self.allow {
             let methods = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
-            delivered.headers.insert(header::ALLOW, methods);
+            response.headers.insert(header::ALLOW, methods);
         }
-        delivered
+        response
     }
 }
 
@@ -88,7 +74,7 @@ pub fn options_here() -> Refusal {
 }
 
 /// No answer could be had from upstream.
-pub fn failed(failure: Failure, how: How) -> Delivered {
+pub fn failed(failure: Failure, how: How, report: Report) -> Response {
     let status = match failure {
         Failure::BadGateway(_) => StatusCode::BAD_GATEWAY,
         Failure::GatewayTimeout(_) | Failure::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
@@ -96,10 +82,10 @@ pub fn failed(failure: Failure, how: How) -> Delivered {
         Failure::BadRequest(_) => StatusCode::BAD_REQUEST,
     };
     let detail = Some(failure.detail());
-    made_up(status, How { detail, ..how })
+    made_up(status, How { detail, ..how }, report)
 }
 
-fn made_up(status: StatusCode, how: How) -> Delivered {
+fn made_up(status: StatusCode, how: How, report: Report) -> Response {
     let text = match is_bodiless(status) {
         true => Bytes::new(),
         false => refusal_text(status, how.detail),
@@ -111,14 +97,16 @@ fn made_up(status: StatusCode, how: How) -> Delivered {
     }
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     insert_date(&mut headers, clock::now());
-    Delivered {
+    Response {
         status,
         stored: None,
+        age: None,
         headers,
         length: Some(text.len() as u64),
         body: Body::Full(text),
         how,
         ttl: None,
+        report,
     }
 }
 
@@ -145,7 +133,7 @@ pub fn encode_refusal(out: &mut BytesMut, status: StatusCode) {
 }
 
 /// An upstream's answer on its way through.
-pub fn through(response: UpstreamResponse, is_head: bool, how: How) -> Delivered {
+pub fn through(response: UpstreamResponse, is_head: bool, how: How, report: Report) -> Response {
     let bodiless = response.body.is_end();
     let length = match response.content_length {
         // Of the answer to a GET, nothing is known.
@@ -159,9 +147,10 @@ pub fn through(response: UpstreamResponse, is_head: bool, how: How) -> Delivered
             headers.remove(name);
         }
     }
-    Delivered {
+    Response {
         status: response.status,
         stored: None,
+        age: None,
         headers,
         length,
         body: match bodiless {
@@ -170,6 +159,7 @@ pub fn through(response: UpstreamResponse, is_head: bool, how: How) -> Delivered
         },
         how,
         ttl: None,
+        report,
     }
 }
 
@@ -186,41 +176,21 @@ pub fn insert_date(headers: &mut HeaderMap, now: SystemTime) {
     }
 }
 
-impl Proxy {
-    /// Adds how the answer came about.
-    pub fn respond(&self, delivered: Delivered, mut report: Report) -> Response {
-        let mut headers = delivered.headers;
-        let status = cache_status(
-            &delivered.how,
-            delivered.ttl,
-            &self.shared.identity.cache_name,
-        );
-        let status = status.to_header();
-        report.cache_status = Some(status.clone());
-        report.how = Some(delivered.how);
-        headers.append(CACHE_STATUS, status);
-        Response {
-            status: delivered.status,
-            stored: delivered.stored,
-            headers,
-            length: delivered.length,
-            body: delivered.body,
-            report,
+impl Response {
+    /// How this answer came about, in the words of RFC 9211.
+    pub fn cache_status<'a>(&self, cache: &'a str) -> CacheStatus<'a> {
+        let how = &self.how;
+        CacheStatus {
+            cache,
+            hit: how.is_hit(),
+            fwd: how.forward.map(forward_token),
+            fwd_status: how.forward_status.map(|status| status.as_u16()),
+            ttl: self.ttl,
+            stored: how.stored,
+            collapsed: how.collapsed,
+            key: None,
+            detail: how.detail,
         }
-    }
-}
-
-fn cache_status<'a>(how: &How, ttl: Option<i64>, cache: &'a str) -> CacheStatus<'a> {
-    CacheStatus {
-        cache,
-        hit: how.is_hit(),
-        fwd: how.forward.map(forward_token),
-        fwd_status: how.forward_status.map(|status| status.as_u16()),
-        ttl,
-        stored: how.stored,
-        collapsed: how.collapsed,
-        key: None,
-        detail: how.detail,
     }
 }
 
@@ -282,65 +252,66 @@ pub fn stale_label(reason: StaleReason) -> telemetry::StaleReason {
     }
 }
 
-impl Report {
-    pub fn of(request: &Request) -> Report {
-        Report {
-            method: request.method.clone(),
-            target: request.target.clone(),
-            authority: request.authority.clone(),
-            version: request.version,
-            client: Some(request.client.address),
-            referer: request.headers.get(header::REFERER).cloned(),
-            user_agent: request.headers.get(header::USER_AGENT).cloned(),
-            received: Some(request.received),
-            ..Report::default()
-        }
-    }
-}
-
 impl Proxy {
     /// Counts and logs an answer whose last byte went out, or that broke off.
     pub fn finished(&self, response: &Response, complete: bool) {
         let report = &response.report;
         let metrics = &self.shared.metrics;
-        let how = report.how.unwrap_or_default();
-        let result = cache_result(&how);
+        let result = cache_result(&response.how);
         let status = response.status.as_u16();
         metrics.requests.increment((status.into(), result));
         metrics.response_bytes.add((), report.sent_bytes);
-        if let Some(reason) = how.stale {
+        if let Some(reason) = response.how.stale {
             metrics.stale_served.increment(stale_label(reason));
         }
-        let Some(received) = report.received else {
-            return;
-        };
+        let received = report.request.received;
         let duration = received.elapsed();
         let first_byte = report.first_byte.map(|at| at.duration_since(received));
         metrics.request_duration.observe((), duration);
         if let Some(first_byte) = first_byte {
             metrics.time_to_first_byte.observe(result, first_byte);
         }
-        let Some(client) = report.client.filter(|_| self.shared.log.is_on()) else {
-            return;
-        };
+        if self.shared.log.is_on() {
+            self.log(response, result, duration, first_byte, complete);
+        }
+    }
+
+    fn log(
+        &self,
+        response: &Response,
+        result: CacheResult,
+        duration: Duration,
+        first_byte: Option<Duration>,
+        complete: bool,
+    ) {
+        let Report {
+            request,
+            origin,
+            sent_bytes,
+            ..
+        } = &response.report;
+        let field = |name| request.headers.get(name).map(HeaderValue::as_bytes);
+        let cache_status = response
+            .cache_status(&self.shared.identity.cache_name)
+            .to_header();
         self.shared.log.push(&telemetry::Record {
-            time: clock::now() - duration,
-            client,
-            method: report.method.as_str(),
-            target: &report.target,
-            protocol: match report.version {
+            time: clock::at(request.received),
+            client: request.client.address,
+            method: request.method.as_str(),
+            target: &request.target,
+            protocol: match request.version {
                 Version::HTTP_2 => "HTTP/2.0",
                 Version::HTTP_10 => "HTTP/1.0",
                 _ => "HTTP/1.1",
             },
-            host: report.authority.as_bytes(),
-            status: Some(status),
-            body_bytes: report.sent_bytes,
-            referer: report.referer.as_ref().map(HeaderValue::as_bytes),
-            user_agent: report.user_agent.as_ref().map(HeaderValue::as_bytes),
-            cache_status: report.cache_status.as_ref().map(HeaderValue::as_bytes),
+            host: request.authority.as_bytes(),
+            status: Some(response.status.as_u16()),
+            body_bytes: *sent_bytes,
+            referer: field(header::REFERER),
+            user_agent: field(header::USER_AGENT),
+            cache_status: Some(cache_status.as_bytes()),
             cache: result,
-            origin: report.origin.as_ref().map(|origin| &*origin.name),
+            origin: origin.as_ref().map(|origin| &*origin.name),
             first_byte,
             duration,
             complete,

@@ -1,6 +1,7 @@
 //! `Cache-Status` (RFC 9211): what this node did with a request.
 //!
-//! Every answer carries it, so a hit is written in a buffer on the stack and allocates only the value.
+//! Every answer carries it: an HTTP/1 head has it written into place, other users take a value that is
+//! made in a buffer on the stack.
 
 use std::io::{self, Write};
 
@@ -51,7 +52,7 @@ impl CacheStatus<'_> {
         value.unwrap_or_else(|_| HeaderValue::from_static("caje"))
     }
 
-    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+    pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
         write_string(out, self.cache.as_bytes())?;
         match self.fwd {
             Some(reason) => {

@@ -10,6 +10,7 @@
 //! not its hash alone.
 
 use std::fmt;
+use std::hash::{BuildHasher, Hasher};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
@@ -142,8 +143,50 @@ impl PartialEq for CacheKey {
 impl Eq for CacheKey {}
 
 impl std::hash::Hash for CacheKey {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+    fn hash<H: Hasher>(&self, state: &mut H) {
         self.hash.hash(state);
+    }
+}
+
+/// Hashes what is a digest already: eight of its bytes, mixed with a secret of this process, so that
+/// nobody can choose keys that meet in a table.
+#[derive(Clone)]
+pub struct DigestHashing {
+    secret: u64,
+}
+
+impl Default for DigestHashing {
+    fn default() -> DigestHashing {
+        let secret = std::hash::RandomState::new().hash_one(0_u64);
+        DigestHashing { secret }
+    }
+}
+
+impl BuildHasher for DigestHashing {
+    type Hasher = DigestHasher;
+
+    fn build_hasher(&self) -> DigestHasher {
+        DigestHasher { state: self.secret }
+    }
+}
+
+pub struct DigestHasher {
+    state: u64,
+}
+
+impl Hasher for DigestHasher {
+    fn write(&mut self, digest: &[u8]) {
+        let first = digest.first_chunk().copied().map_or(0, u64::from_le_bytes);
+        // Both halves of the product depend on every bit of the factors.
+        let product = u128::from(first ^ self.state) * 0x9e37_79b9_7f4a_7c15;
+        self.state = (product >> 64) as u64 ^ product as u64;
+    }
+
+    /// The length before the digest, which is always the same.
+    fn write_usize(&mut self, _length: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.state
     }
 }
 
