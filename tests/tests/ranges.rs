@@ -835,3 +835,107 @@ async fn a_range_over_two_held_blocks_is_a_hit() {
     }
     assert_eq!(origin.requests("/a"), 1);
 }
+
+const LARGE: u64 = 8 << 20;
+
+/// 32 blocks, of which the first half is held, of an origin that answers every range with the whole.
+async fn half_held() -> (Origin, Node) {
+    let origin = Origin::start().await;
+    let answer = || {
+        OriginAnswer::ok()
+            .generated(LARGE)
+            .etag("\"1\"")
+            .cache_control("max-age=60")
+    };
+    origin.get("/a").sequence([
+        answer().lie(Lie::Truncated),
+        OriginAnswer::status(503),
+        answer(),
+    ]);
+    let node = Node::start(&origin).await;
+    assert_eq!(node.get("/a").await.end, End::Cut);
+    node.at_rest().await;
+    assert_eq!(origin.requests("/a"), 2);
+    let _ = origin.get("/a").answer(answer());
+    (origin, node)
+}
+
+/// Twenty ranges, most of them of the half that is not held, at all distances.
+fn all_over() -> impl Iterator<Item = std::ops::Range<u64>> {
+    (0..20)
+        .map(|n| (n * 7 % 20) * 400_000 + 123)
+        .map(|from| from..from + 300_000)
+}
+
+/// Twenty clients ask all over a body that is partly held, and the origin answers a range with the
+/// whole: they all read from that one transfer, however far ahead their bytes are.
+#[tokio::test]
+async fn distant_readers_share_the_whole_of_an_origin_without_ranges() {
+    let (origin, node) = half_held().await;
+    let gate = origin.change("/a").gated_at(LARGE / 2 + 3 * BLOCK);
+    let from = LARGE / 2 + 10;
+    node.get("/a")
+        .range(&format!("{from}-{}", from + 99))
+        .await
+        .is_part("/a", from..from + 100, LARGE);
+    let mut clients = Vec::new();
+    for span in all_over() {
+        let range = format!("{}-{}", span.start, span.end - 1);
+        clients.push((span, node.get("/a").range(&range).open().await));
+    }
+    assert!(!gate.is_open());
+    gate.open();
+    for (span, client) in clients {
+        client.rest().await.is_part("/a", span, LARGE);
+    }
+    assert_eq!(origin.requests("/a"), 3);
+}
+
+/// The same when nobody knows yet how the origin answers ranges: they wait for the first answer.
+#[tokio::test]
+async fn distant_readers_wait_to_learn_whether_an_origin_has_ranges() {
+    let (origin, node) = half_held().await;
+    let gate = origin.change("/a").gated();
+    let from = LARGE - 10;
+    let first = node.get("/a").range(&format!("{from}-")).start();
+    gate.reached().await;
+    let clients: Vec<_> = all_over()
+        .map(|span| {
+            let range = format!("{}-{}", span.start, span.end - 1);
+            (span, node.get("/a").range(&range).start())
+        })
+        .collect();
+    node.joined_fills(20).await;
+    gate.open();
+    first
+        .await
+        .expect("the first")
+        .is_part("/a", from..LARGE, LARGE);
+    for (span, client) in clients {
+        client.await.expect("a client").is_part("/a", span, LARGE);
+    }
+    assert_eq!(origin.requests("/a"), 3);
+}
+
+/// Of an origin with ranges, what was asked for at first does not hold up the others: once its head is
+/// here, each asks for its own.
+#[tokio::test]
+async fn distant_readers_of_an_origin_with_ranges_ask_for_their_own() {
+    let (origin, node) = half_held().await;
+    let gate = origin.change("/a").ranges(true).gated();
+    let blocks = [17, 23, 29];
+    let clients: Vec<_> = blocks
+        .iter()
+        .map(|block| {
+            let span = block * BLOCK..(block + 1) * BLOCK;
+            let range = format!("{}-{}", span.start, span.end - 1);
+            (span, node.get("/a").range(&range).start())
+        })
+        .collect();
+    gate.reached().await;
+    gate.open();
+    for (span, client) in clients {
+        client.await.expect("a client").is_part("/a", span, LARGE);
+    }
+    assert!(origin.counts("/a").bytes < LARGE);
+}

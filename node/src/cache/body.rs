@@ -19,6 +19,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -91,7 +92,30 @@ pub struct Body {
     pub object: Arc<Object>,
     /// A strong validator stands in the head, so bytes of a later exchange may join those held.
     pub joinable: bool,
+    /// A [`RangeSupport`].
+    ranges: AtomicU8,
     fills: Mutex<Vec<Arc<Fill>>>,
+}
+
+/// How the origin answered the last request for a range of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RangeSupport {
+    /// None was asked for.
+    Unknown = 0,
+    /// 206.
+    Honoured = 1,
+    /// 200: each request brings the whole.
+    Ignored = 2,
+}
+
+/// Who brings bytes that are missing.
+pub enum Bringer {
+    /// A fill that was just registered: whoever asked has to run it.
+    New(Arc<Fill>),
+    /// One in flight.
+    Fill(Arc<Fill>),
+    /// Perhaps one in flight: whether it brings a range or the whole shows with its head.
+    Undecided(Arc<Fill>),
 }
 
 impl Body {
@@ -99,8 +123,18 @@ impl Body {
         Arc::new(Body {
             object,
             joinable,
+            ranges: AtomicU8::new(RangeSupport::Unknown as u8),
             fills: Mutex::new(Vec::new()),
         })
+    }
+
+    /// An answer to a request for a range has come.
+    pub fn learn_ranges(&self, support: RangeSupport) {
+        self.ranges.store(support as u8, Ordering::Relaxed);
+    }
+
+    fn has_ranges(&self, support: RangeSupport) -> bool {
+        self.ranges.load(Ordering::Relaxed) == support as u8
     }
 
     /// Whether every byte is here, on its way, or can be asked for and joined to the others.
@@ -115,19 +149,48 @@ impl Body {
 
     /// Registers a fill of `span`, unless a fill in flight will bring its first byte soon: then that
     /// one. The new fill ends where another in flight has begun.
-    pub fn fill_for(&self, mut span: Range<u64>, block_size: BlockSize) -> (Arc<Fill>, bool) {
+    pub fn fill_for(&self, span: Range<u64>, block_size: BlockSize) -> (Arc<Fill>, bool) {
+        let mut fills = self.fills.lock();
+        match Self::covering(&fills, span.start, self.join_distance()) {
+            Some(fill) => (fill, false),
+            None => (Self::register(&mut fills, span, block_size), true),
+        }
+    }
+
+    /// The same for a range that would have to be asked for. With `may_wait`, an origin that may answer
+    /// it with the whole is not asked while another such request has no answer.
+    pub fn refill_for(&self, span: Range<u64>, block_size: BlockSize, may_wait: bool) -> Bringer {
         let mut fills = self.fills.lock();
         if let Some(fill) = Self::covering(&fills, span.start, self.join_distance()) {
-            return (fill, false);
+            return Bringer::Fill(fill);
         }
-        let starts = fills.iter().map(|fill| fill.span.start);
+        let may_wait = may_wait && !self.has_ranges(RangeSupport::Honoured);
+        if may_wait && let Some(fill) = fills.iter().find(|fill| fill.is_asking()) {
+            return Bringer::Undecided(fill.clone());
+        }
+        Bringer::New(Self::register(&mut fills, span, block_size))
+    }
+
+    fn register(
+        fills: &mut Vec<Arc<Fill>>,
+        mut span: Range<u64>,
+        block_size: BlockSize,
+    ) -> Arc<Fill> {
+        let starts = fills.iter().map(|fill| fill.span().start);
         if let Some(next) = starts.filter(|start| *start > span.start).min() {
             // The other may begin inside a block, which neither of them would then bring whole.
             span.end = span.end.min(block_size.ceil(next));
         }
         let fill = Arc::new(Fill::new(span));
         fills.push(fill.clone());
-        (fill, true)
+        fill
+    }
+
+    /// Whether a fill in flight other than `fill`, whose head has come, will bring byte `at`.
+    pub fn is_brought_by_another(&self, fill: &Arc<Fill>, at: u64) -> bool {
+        let fills = self.fills.lock();
+        let mut others = fills.iter().filter(|other| !Arc::ptr_eq(other, fill));
+        others.any(|other| !other.is_asking() && other.will_bring(at, u64::MAX))
     }
 
     /// The fill in flight that will bring byte `at` within `distance`.
@@ -138,7 +201,7 @@ impl Body {
     /// A fill in flight for a span around `at`, whether or not it has passed that already.
     fn fill_around(&self, at: u64) -> Option<Arc<Fill>> {
         let fills = self.fills.lock();
-        fills.iter().find(|fill| fill.span.contains(&at)).cloned()
+        fills.iter().find(|fill| fill.span().contains(&at)).cloned()
     }
 
     fn covering(fills: &[Arc<Fill>], at: u64, distance: u64) -> Option<Arc<Fill>> {
@@ -148,7 +211,7 @@ impl Body {
 
     /// Bytes that cannot be asked for by themselves are worth any wait.
     fn join_distance(&self) -> u64 {
-        if self.joinable {
+        if self.joinable && !self.has_ranges(RangeSupport::Ignored) {
             JOIN_DISTANCE
         } else {
             u64::MAX
@@ -165,8 +228,6 @@ impl Body {
 /// `Asking → Streaming → Ended`. Dropping the [`FillWriter`] before [`FillWriter::finish`] ends it as
 /// [`BodyError::Truncated`], so no reader waits for a task that has gone.
 pub struct Fill {
-    /// Bytes of the body it was asked to bring; the end is `u64::MAX` while the length is unknown.
-    span: Range<u64>,
     state: Mutex<FillState>,
     changed: Notify,
     /// A reader has moved on or left.
@@ -174,6 +235,9 @@ pub struct Fill {
 }
 
 struct FillState {
+    /// Bytes of the body that it was asked to bring, and once its head is here those that it brings;
+    /// the end is `u64::MAX` while the length is unknown.
+    span: Range<u64>,
     /// Everything of the span before this offset has arrived.
     position: u64,
     /// The block being written, and the offset in the body of its first byte.
@@ -237,6 +301,7 @@ impl Fill {
         Fill {
             state: Mutex::new(FillState {
                 position: span.start,
+                span,
                 open: None,
                 kept: VecDeque::new(),
                 readers: Vec::new(),
@@ -244,14 +309,19 @@ impl Fill {
                 end: None,
                 accepted: false,
             }),
-            span,
             changed: Notify::new(),
             reader_moved: Notify::new(),
         }
     }
 
     pub fn span(&self) -> Range<u64> {
-        self.span.clone()
+        self.state.lock().span.clone()
+    }
+
+    /// Whether the upstream's head is still to come.
+    fn is_asking(&self) -> bool {
+        let state = self.state.lock();
+        !state.accepted && state.end.is_none()
     }
 
     fn step(&self, reader: ReaderId, at: u64, end: u64) -> Step {
@@ -285,7 +355,7 @@ impl Fill {
             Some(Ok(()) | Err(BodyError::Abandoned)) => false,
             Some(Err(_)) => true,
         };
-        going_on && self.span.contains(&at) && at - state.position <= distance
+        going_on && state.span.contains(&at) && at - state.position <= distance
     }
 
     /// Waits until the upstream's head was accepted or the fill ended.
@@ -385,7 +455,7 @@ impl FillWriter {
     pub fn new(store: Store, body: Arc<Body>, fill: Arc<Fill>) -> FillWriter {
         let block_size = store.block_size();
         let largest = store.largest_body();
-        let position = fill.span.start;
+        let position = fill.span().start;
         FillWriter {
             store,
             body,
@@ -409,6 +479,7 @@ impl FillWriter {
         self.limit = announced.end;
         let mut state = self.fill.state.lock();
         state.position = announced.start;
+        state.span = announced;
         state.accepted = true;
         drop(state);
         self.fill.changed.notify_waiters();
@@ -598,6 +669,8 @@ pub struct Reader {
     /// Times in a row that a block was here and could not be read.
     unreadable: u8,
     begins_with_fill: bool,
+    /// It has waited for the head of another's fill.
+    has_waited: bool,
 }
 
 impl Reader {
@@ -623,6 +696,7 @@ impl Reader {
             resumes_left: MAX_RESUMES,
             unreadable: 0,
             begins_with_fill: false,
+            has_waited: false,
         }
     }
 
@@ -647,13 +721,22 @@ impl Reader {
         {
             return Ok(());
         }
-        match self.source() {
-            Source::Fill(fill) => {
-                self.begins_with_fill = true;
-                fill.accepted().await
+        loop {
+            match self.source() {
+                Source::Fill(fill) => {
+                    self.begins_with_fill = true;
+                    match fill.accepted().await {
+                        Err(BodyError::Abandoned) if self.may_ask_again() => {}
+                        accepted => return accepted,
+                    }
+                }
+                Source::Undecided(fill) => {
+                    self.begins_with_fill = true;
+                    self.await_head(&fill).await?;
+                }
+                Source::Store => return Ok(()),
+                Source::Nowhere => return Err(BodyError::Missing),
             }
-            Source::Store => Ok(()),
-            Source::Nowhere => Err(BodyError::Missing),
         }
     }
 
@@ -681,6 +764,10 @@ impl Reader {
             }
             let fill = match self.source() {
                 Source::Fill(fill) => fill,
+                Source::Undecided(fill) => match self.await_head(&fill).await {
+                    Ok(()) => continue,
+                    Err(error) => return Some(Err(error)),
+                },
                 Source::Store if self.unreadable < MAX_UNREADABLE => {
                     self.unreadable += 1;
                     continue;
@@ -763,8 +850,13 @@ impl Reader {
             // A fill may have left the block in the store between the two looks.
             _ if self.is_here() => return Source::Store,
             (None, Some(refill)) if self.refilled_at != Some(self.at) => {
-                self.refilled_at = Some(self.at);
-                refill.start(&self.body, self.at..self.end())
+                match refill.start(&self.body, self.at..self.end(), !self.has_waited) {
+                    Bringer::New(fill) | Bringer::Fill(fill) => {
+                        self.refilled_at = Some(self.at);
+                        fill
+                    }
+                    Bringer::Undecided(fill) => return Source::Undecided(fill),
+                }
             }
             (None, _) => return Source::Nowhere,
         };
@@ -795,6 +887,27 @@ impl Reader {
         may
     }
 
+    /// Waits for the head of a fill that may or may not bring what is wanted here, once: after that
+    /// this reader asks for itself. An error is final.
+    async fn await_head(&mut self, fill: &Fill) -> Result<(), BodyError> {
+        self.has_waited = true;
+        match fill.accepted().await {
+            Err(BodyError::Changed) => Err(BodyError::Changed),
+            // What the other's question came to says nothing else about this one.
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether to ask once more after a fill that gave way to another one.
+    fn may_ask_again(&mut self) -> bool {
+        let may = self.resumes_left > 0;
+        if may {
+            self.resumes_left -= 1;
+            self.refilled_at = None;
+        }
+        may
+    }
+
     /// Waits for the fill. `None`: look elsewhere again.
     async fn await_fill(&self, fill: &Arc<Fill>) -> Option<Result<Bytes, BodyError>> {
         loop {
@@ -815,6 +928,8 @@ impl Reader {
 /// Where the next byte will come from.
 enum Source {
     Fill(Arc<Fill>),
+    /// Perhaps from this one.
+    Undecided(Arc<Fill>),
     Store,
     Nowhere,
 }

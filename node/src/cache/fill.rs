@@ -27,7 +27,7 @@ use http::{Method, StatusCode};
 use tokio::sync::oneshot;
 
 use crate::block::BlockSize;
-use crate::cache::body::{Body, BodyError, Fill, FillWriter};
+use crate::cache::body::{Body, BodyError, Bringer, Fill, FillWriter, RangeSupport};
 use crate::cache::head::Head;
 use crate::cache::inflight::{Lead, Outcome};
 use crate::cache::residency::Stored;
@@ -399,7 +399,7 @@ impl Fetcher {
             return pass(response, None, None);
         }
         match self.storable(exchange, &response, span.as_ref(), sent_at, now) {
-            Ok(head) => self.store(exchange, head, response, span),
+            Ok(head) => self.store(exchange, asked, head, response, span),
             Err(detail) => {
                 // A part, or what one user was authorised for, says nothing about others' requests.
                 let is_common =
@@ -496,6 +496,7 @@ impl Fetcher {
     fn store(
         &self,
         exchange: &Exchange,
+        asked: Option<Asked>,
         head: Head,
         response: UpstreamResponse,
         span: Option<(Range<u64>, u64)>,
@@ -534,6 +535,11 @@ impl Fetcher {
             Some((span, _)) => span,
             None => 0..length.unwrap_or(u64::MAX),
         };
+        match status {
+            StatusCode::PARTIAL_CONTENT => body.learn_ranges(RangeSupport::Honoured),
+            _ if asked.is_some() => body.learn_ranges(RangeSupport::Ignored),
+            _ => {}
+        }
         let (fill, is_new) = body.fill_for(span.clone(), store.block_size());
         let stored = Stored::new(exchange.key.clone(), head, body.clone());
         self.cache.residency.insert(stored.clone());
@@ -872,18 +878,19 @@ pub struct Refill {
 }
 
 impl Refill {
-    /// Begins to fill the first missing run of `span`, and the read-ahead behind it.
-    pub fn start(self: &Rc<Self>, body: &Arc<Body>, span: Range<u64>) -> Arc<Fill> {
+    /// Begins to fill the first missing run of `span`, and the read-ahead behind it, unless a fill in
+    /// flight brings it; with `may_wait`, also unless one may turn out to.
+    pub fn start(self: &Rc<Self>, body: &Arc<Body>, span: Range<u64>, may_wait: bool) -> Bringer {
         let run = self.missing_run(body, span);
-        let (fill, is_new) = body.fill_for(run, self.store().block_size());
-        if is_new {
+        let bringer = body.refill_for(run, self.store().block_size(), may_wait);
+        if let Bringer::New(fill) = &bringer {
             let refill = self.clone();
             let writer = FillWriter::new(self.store().clone(), body.clone(), fill.clone());
             self.fetcher
                 .tasks
                 .spawn(async move { refill.run(writer).await });
         }
-        fill
+        bringer
     }
 
     fn store(&self) -> &Store {
@@ -955,11 +962,18 @@ impl Refill {
                 if !same || length != Some(complete) {
                     return Err(BodyError::Changed);
                 }
+                self.stored.body.learn_ranges(RangeSupport::Honoured);
                 writer.accept(span);
             }
             // An origin without ranges: all of it once more, of which the missing blocks are kept.
             StatusCode::OK if is_part(&response) => return Err(BodyError::Protocol),
             StatusCode::OK if same && response.content_length.is_none_or(|n| Some(n) == length) => {
+                let body = &self.stored.body;
+                body.learn_ranges(RangeSupport::Ignored);
+                if body.is_brought_by_another(writer.fill(), span.start) {
+                    // Its readers join the other, which is further on.
+                    return Err(BodyError::Abandoned);
+                }
                 writer.accept(0..length.unwrap_or(u64::MAX));
             }
             // The origin will not have this client, or nobody for now: that says nothing about what is stored.
