@@ -29,7 +29,7 @@ use http::{HeaderMap, Method, StatusCode};
 
 use crate::block::BlockIndex;
 use crate::cache::fill::{Exchange, Fetcher, Led};
-use crate::cache::inflight::{FlightKey, Inflight, Outcome, Part};
+use crate::cache::inflight::{FlightKey, Inflight, Kind, Outcome, Part};
 use crate::cache::residency::{Residency, Stored};
 use crate::clock;
 use crate::origin::{self, UpstreamResponse};
@@ -225,6 +225,13 @@ impl Cache {
             Decision::OnlyIfCached => Lookup::Forbidden,
         }
     }
+
+    /// Removes every variant of a key (RFC 9111 §4.4), and keeps no answer to a question about it that
+    /// is under way. Returns how many variants there were.
+    pub fn invalidate(&self, key: &CacheKey) -> usize {
+        self.inflight.overtake(key.hash());
+        self.residency.invalidate(key)
+    }
 }
 
 fn miss(why: Forward, request: &Request<'_>, rules: &Rules) -> Lookup {
@@ -256,7 +263,7 @@ impl LocalCache {
         let mut lead = None;
         if self.may_collapse(request) {
             // The second time the variant is known: those who cannot share the first answer's variant
-            // may still share one of their own.
+            // may still share one of their own. So may those whose answer was overtaken.
             for _ in 0..2 {
                 let key = self.flight_key(request);
                 match self.shared.inflight.take_part(key) {
@@ -280,7 +287,7 @@ impl LocalCache {
                         self.shared.metrics.fills_joined.increment(());
                         match self.joined(request, why, flight.outcome().await) {
                             Joined::Answer(answer) => return answer,
-                            Joined::OtherVariant => {}
+                            Joined::Again => {}
                             Joined::Alone => {
                                 self.shared.metrics.fills_unshared.increment(());
                                 break;
@@ -290,8 +297,9 @@ impl LocalCache {
                 }
             }
         }
-        let exchange = Exchange::new(request, stale, upstream);
-        let led = self.fetcher.lead(exchange, lead).await;
+        let lead = lead.unwrap_or_else(|| self.shared.inflight.alone(*request.key.hash()));
+        let exchange = Exchange::new(request, stale, upstream, lead);
+        let led = self.fetcher.lead(exchange).await;
         self.answer(led, why)
     }
 
@@ -305,8 +313,8 @@ impl LocalCache {
         let Part::Lead(lead) = self.shared.inflight.take_part(self.flight_key(request)) else {
             return;
         };
-        let exchange = Exchange::new(request, Some(stale), upstream).in_background();
-        self.fetcher.clone().spawn(exchange, Some(lead));
+        let exchange = Exchange::new(request, Some(stale), upstream, lead).in_background();
+        self.fetcher.spawn(exchange);
     }
 
     fn flight_key(&self, request: &Request<'_>) -> FlightKey {
@@ -314,8 +322,10 @@ impl LocalCache {
         let variant = resource.and_then(|resource| resource.variant_of(request.headers));
         FlightKey {
             key: *request.key.hash(),
-            variant: variant.map(|variant| variant.as_bytes().into()),
-            is_head: *request.method == Method::HEAD,
+            kind: Kind {
+                variant: variant.map(|variant| variant.as_bytes().into()),
+                is_head: *request.method == Method::HEAD,
+            },
         }
     }
 
@@ -340,7 +350,7 @@ impl LocalCache {
             Outcome::Stored(stored) if stored.matches(request.headers) => {
                 Joined::Answer(Answer::Stored(stored, how))
             }
-            Outcome::Stored(_) => Joined::OtherVariant,
+            Outcome::Stored(_) | Outcome::Overtaken => Joined::Again,
             Outcome::Stale(stored, reason, detail) if stored.matches(request.headers) => {
                 let stale = Some(reason);
                 Joined::Answer(Answer::Stored(
@@ -460,8 +470,8 @@ impl LocalCache {
 
 enum Joined {
     Answer(Answer),
-    /// Stored, but not for these request fields.
-    OtherVariant,
+    /// Stored, but not for these request fields; or overtaken.
+    Again,
     Alone,
 }
 

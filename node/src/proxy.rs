@@ -415,13 +415,13 @@ impl Proxy {
     /// RFC 9111 §4.4: a successful unsafe request invalidates its target and what it points to.
     fn invalidate(&self, request: &Request, response: &HeaderMap) {
         let scheme = request.client.scheme;
-        let residency = &self.cache.shared.residency;
+        let cache = &self.cache.shared;
         let own = CacheKey::new(scheme, &request.authority, &request.target);
-        let mut removed = residency.invalidate(&own);
+        let mut removed = cache.invalidate(&own);
         let targets =
             freshness::invalidation_targets(scheme, &request.authority, &request.target, response);
         for (authority, target) in targets {
-            removed += residency.invalidate(&CacheKey::new(scheme, &authority, &target));
+            removed += cache.invalidate(&CacheKey::new(scheme, &authority, &target));
         }
         self.shared.metrics.invalidations.add((), removed as u64);
     }

@@ -1,6 +1,6 @@
 //! Conditions, towards the origin and from clients; HEAD; invalidation.
 
-use caje_tests::{Node, Origin, OriginAnswer};
+use caje_tests::{Gate, Node, Origin, OriginAnswer};
 use http::Method;
 
 const SIZE: u64 = 10_000;
@@ -403,4 +403,97 @@ async fn a_304_out_of_nothing_is_no_answer() {
         .lie(caje_tests::Lie::NotModifiedUnasked);
     let node = Node::start(&origin).await;
     node.get("/a").await.expect(502);
+}
+
+/// A question under way when its key is invalidated answers the one who asked, and nobody after: what
+/// came before the write is not kept. Those who ask later do not wait for it either.
+#[tokio::test]
+async fn an_answer_that_was_overtaken_is_not_kept() {
+    let origin = Origin::start().await;
+    let gate = Gate::new();
+    let answer = |version| {
+        OriginAnswer::ok()
+            .generated(SIZE)
+            .version(version)
+            .cache_control("max-age=60")
+    };
+    origin
+        .get("/a")
+        .sequence([answer(0).gate(&gate), answer(1)]);
+    origin.post("/a").body("done");
+    let node = Node::start(&origin).await;
+    let first = node.get("/a").start();
+    gate.reached().await;
+    let waiters: Vec<_> = (0..3).map(|_| node.get("/a").start()).collect();
+    node.joined_fills(3).await;
+    node.post("/a").body("x").await.says("done");
+    node.get("/a").await.is_version("/a", 1, SIZE);
+    node.at_rest().await;
+    gate.open();
+    let first = first.await.expect("the first").is_whole("/a", SIZE);
+    let status = first.head.cache_status();
+    assert!(status.contains("detail=invalidated"), "{status}");
+    for waiter in waiters {
+        waiter.await.expect("a waiter").is_version("/a", 1, SIZE);
+    }
+    let after = node.get("/a").await.is_version("/a", 1, SIZE);
+    assert!(after.head.is_hit(), "{}", after.head.text);
+    assert_eq!(origin.requests("/a"), 3);
+}
+
+/// The same of a range, and of a request that nobody could have joined.
+#[tokio::test]
+async fn no_kind_of_question_outlives_an_invalidation() {
+    let origin = Origin::start().await;
+    let node = Node::start(&origin).await;
+    for (path, field, value) in [
+        ("/part", "range", "bytes=10-19"),
+        ("/user", "authorization", "Basic eDp5"),
+    ] {
+        let gate = origin
+            .get(path)
+            .generated(SIZE)
+            .etag("\"1\"")
+            .ranges(true)
+            .cache_control("public, max-age=60")
+            .gated();
+        origin.post(path).body("done");
+        let first = node.get(path).header(field, value).start();
+        gate.reached().await;
+        node.post(path).body("x").await.says("done");
+        gate.open();
+        let first = first.await.expect("the first");
+        match first.status() {
+            206 => first.is_part(path, 10..20, SIZE),
+            _ => first.is_whole(path, SIZE),
+        };
+        let after = node.get(path).await.is_whole(path, SIZE);
+        assert!(after.head.is_stored(), "{path}: {}", after.head.text);
+        assert_eq!(origin.requests(path), 3);
+    }
+}
+
+/// A 304 confirms what was stored before the write, and does not bring it back.
+#[tokio::test]
+async fn a_validation_does_not_outlive_an_invalidation() {
+    let origin = Origin::start().await;
+    let gate = Gate::new();
+    let answer = || OriginAnswer::ok().etag("\"1\"").cache_control("max-age=60");
+    origin.get("/a").sequence([
+        answer().body("old").header("age", "61"),
+        answer().body("old").gate(&gate),
+        answer().body("new").etag("\"2\""),
+    ]);
+    origin.post("/a").body("done");
+    let node = Node::start(&origin).await;
+    node.get("/a").await.says("old");
+    node.at_rest().await;
+    let validating = node.get("/a").start();
+    gate.reached().await;
+    node.post("/a").body("x").await.says("done");
+    gate.open();
+    validating.await.expect("the first").says("old");
+    node.get("/a").await.says("new");
+    assert!(node.get("/a").await.says("new").head.is_hit());
+    assert_eq!(origin.counts("/a").not_modified, 1);
 }

@@ -30,7 +30,7 @@ use crate::block::BlockSize;
 use crate::cache::body::{Body, BodyError, Bringer, Fill, FillWriter, RangeSupport};
 use crate::cache::head::Head;
 use crate::cache::inflight::{Lead, Outcome};
-use crate::cache::residency::Stored;
+use crate::cache::residency::{Insertion, Stored};
 use crate::cache::{
     Cache, Failure, OriginRules, Passed, Request, StaleReason, UNSHAREABLE_SECS, UpstreamFields,
     Wanted, Window,
@@ -71,6 +71,7 @@ pub struct Exchange {
     wanted: Wanted,
     origin: Rc<OriginRules>,
     stale: Option<Arc<Stored>>,
+    lead: Lead,
     interim: Option<Rc<dyn Fn(StatusCode, HeaderMap)>>,
     /// `None` where the fill is to go on though nobody reads it.
     linger: Option<Duration>,
@@ -111,6 +112,7 @@ impl Exchange {
         request: &Request<'_>,
         stale: Option<Arc<Stored>>,
         upstream: &UpstreamFields<'_>,
+        lead: Lead,
     ) -> Exchange {
         Exchange {
             key: request.key.clone(),
@@ -123,6 +125,7 @@ impl Exchange {
             linger: Some(request.origin.linger),
             origin: request.origin.clone(),
             stale,
+            lead,
             interim: upstream.interim.clone(),
         }
     }
@@ -213,28 +216,23 @@ impl Asked {
 
 impl Fetcher {
     /// Runs an exchange in its own task and waits for what it gives the one who asked.
-    pub async fn lead(self: &Rc<Self>, exchange: Exchange, lead: Option<Lead>) -> Led {
+    pub async fn lead(self: &Rc<Self>, exchange: Exchange) -> Led {
         let (tell, told) = oneshot::channel();
-        self.spawn_exchange(exchange, lead, Some(tell));
+        self.spawn_exchange(exchange, Some(tell));
         told.await
             .unwrap_or(Led::Failed(Failure::BadGateway("exchange-ended")))
     }
 
     /// Runs an exchange that nobody waits for.
-    pub fn spawn(self: &Rc<Self>, exchange: Exchange, lead: Option<Lead>) {
-        self.spawn_exchange(exchange, lead, None);
+    pub fn spawn(self: &Rc<Self>, exchange: Exchange) {
+        self.spawn_exchange(exchange, None);
     }
 
-    fn spawn_exchange(
-        self: &Rc<Self>,
-        exchange: Exchange,
-        lead: Option<Lead>,
-        tell: Option<oneshot::Sender<Led>>,
-    ) {
+    fn spawn_exchange(self: &Rc<Self>, exchange: Exchange, tell: Option<oneshot::Sender<Led>>) {
         let fetcher = self.clone();
         self.tasks.spawn(async move {
             let (linger, origin) = (exchange.linger, exchange.origin.clone());
-            let (led, rest) = fetcher.exchange(exchange, lead).await;
+            let (led, rest) = fetcher.exchange(exchange).await;
             if let Some(tell) = tell {
                 // A client that has gone by now wants nothing any more; the fill goes on for others.
                 let _ = tell.send(led);
@@ -250,7 +248,7 @@ impl Fetcher {
         });
     }
 
-    async fn exchange(&self, mut exchange: Exchange, lead: Option<Lead>) -> (Led, Rest) {
+    async fn exchange(&self, mut exchange: Exchange) -> (Led, Rest) {
         let asked = exchange.asked(self.cache.store.block_size());
         let request = exchange.upstream_request(asked.as_ref());
         let sent_at = clock::now();
@@ -265,15 +263,17 @@ impl Fetcher {
             Ok(response) => self.judge(&exchange, asked, response, sent_at),
             Err(error) => (self.unreachable(&exchange, &error), Rest::Nothing),
         };
-        let outcome = outcome(&led);
+        let outcome = match outcome(&led) {
+            Outcome::Failed(failure) => Outcome::Failed(failure),
+            _ if exchange.lead.mark().is_overtaken() => Outcome::Overtaken,
+            outcome => outcome,
+        };
         if let (Outcome::GoAlone, Led::Stored { .. } | Led::Validated(_)) = (&outcome, &led) {
             // Stored to be validated each time: the next ones need not wait to learn that.
             let until = clock::now_secs() + UNSHAREABLE_SECS;
             self.cache.residency.mark_unshareable(&exchange.key, until);
         }
-        if let Some(lead) = lead {
-            lead.resolve(outcome);
-        }
+        exchange.lead.resolve(outcome);
         (led, rest)
     }
 
@@ -409,11 +409,7 @@ impl Fetcher {
                     self.cache.residency.mark_unshareable(&exchange.key, until);
                 }
                 self.displace(exchange, &response);
-                let window = span.map(|(span, complete_length)| Window {
-                    starts_at: span.start,
-                    complete_length,
-                });
-                pass(response, window, Some(detail))
+                pass(response, window(span.as_ref()), Some(detail))
             }
         }
     }
@@ -531,6 +527,7 @@ impl Fetcher {
                 Body::new(object, head.is_joinable())
             }
         };
+        let window = window(span.as_ref());
         let span = match span {
             Some((span, _)) => span,
             None => 0..length.unwrap_or(u64::MAX),
@@ -541,19 +538,24 @@ impl Fetcher {
             _ => {}
         }
         let (fill, is_new) = body.fill_for(span.clone(), store.block_size());
-        let stored = Stored::new(exchange.key.clone(), head, body.clone());
-        self.cache.residency.insert(stored.clone());
-        self.cache.residency.clear_unshareable(&exchange.key);
-        let rest = if is_new {
-            let mut writer = FillWriter::new(store.clone(), body, fill);
-            writer.accept(span);
-            Rest::Fill {
-                stored: stored.clone(),
-                body: response.body,
-                writer,
+        let writer = is_new.then(|| FillWriter::new(store.clone(), body.clone(), fill));
+        let stored = Stored::new(exchange.key.clone(), head, body);
+        let residency = &self.cache.residency;
+        if residency.insert(stored.clone(), exchange.lead.mark()) == Insertion::Overtaken {
+            self.cache.metrics.uncacheable.increment(Uncacheable::Other);
+            return pass(response, window, Some("invalidated"));
+        }
+        residency.clear_unshareable(&exchange.key);
+        let rest = match writer {
+            Some(mut writer) => {
+                writer.accept(span);
+                Rest::Fill {
+                    stored: stored.clone(),
+                    body: response.body,
+                    writer,
+                }
             }
-        } else {
-            Rest::Nothing
+            None => Rest::Nothing,
         };
         (Led::Stored { stored, status }, rest)
     }
@@ -605,8 +607,9 @@ impl Fetcher {
             return None;
         };
         let stored = self.with_head(stale, headers, freshness, &exchange.request);
-        self.cache.residency.insert(stored.clone());
-        if stored.body.object.is_complete() {
+        let mark = exchange.lead.mark();
+        let inserted = self.cache.residency.insert(stored.clone(), mark);
+        if inserted == Insertion::Done && stored.body.object.is_complete() {
             self.cache.residency.persist(&stored);
         }
         Some(stored)
@@ -721,6 +724,14 @@ fn outcome(led: &Led) -> Outcome {
 /// Whether a response describes itself as a part, whatever its status.
 fn is_part(response: &UpstreamResponse) -> bool {
     response.headers.contains_key(header::CONTENT_RANGE)
+}
+
+/// The bytes of the representation that an answer brings, where it is a part.
+fn window(span: Option<&(Range<u64>, u64)>) -> Option<Window> {
+    span.map(|(span, complete_length)| Window {
+        starts_at: span.start,
+        complete_length: *complete_length,
+    })
 }
 
 fn pass(

@@ -6,6 +6,8 @@
 //! - A flight always resolves: a leader that goes without a word resolves it as [`Outcome::GoAlone`].
 //! - Waiters are woken all at once, and each decides for itself.
 //! - What the leader stored is to be found before its flight is gone: nobody falls in between.
+//! - Every question that may end in a stored response holds the mark of its key. An invalidation sets
+//!   the mark, and the next question gets a new one.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,13 +16,21 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::cache::residency::Stored;
+use crate::cache::residency::{Mark, Stored};
 use crate::cache::{Failure, StaleReason};
 
-/// What is being asked for: the cache key's hash, and the variant once the resource is known to vary.
-#[derive(Clone, PartialEq, Eq, Hash)]
+/// What is being asked for.
+#[derive(Clone)]
 pub struct FlightKey {
+    /// The cache key's hash.
     pub key: [u8; 32],
+    pub kind: Kind,
+}
+
+/// What may share an answer under one key.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Kind {
+    /// The variant, once the resource is known to vary.
     pub variant: Option<Box<[u8]>>,
     /// HEAD and GET are not one question.
     pub is_head: bool,
@@ -35,12 +45,24 @@ pub enum Outcome {
     Stale(Arc<Stored>, StaleReason, &'static str),
     /// Private, uncacheable, or cut short: each waiter asks for itself.
     GoAlone,
+    /// The key was invalidated meanwhile: it is a new question.
+    Overtaken,
     Failed(Failure),
 }
 
 #[derive(Default)]
 pub struct Inflight {
-    flights: Mutex<HashMap<FlightKey, Arc<Flight>>>,
+    /// By cache key; there are no more than there are questions under way.
+    keys: Mutex<HashMap<[u8; 32], Asked>>,
+}
+
+/// What is being asked under one key since it was last invalidated.
+#[derive(Default)]
+struct Asked {
+    mark: Arc<Mark>,
+    /// Leads that live, with a flight or without.
+    leads: usize,
+    flights: HashMap<Kind, Arc<Flight>>,
 }
 
 pub struct Flight {
@@ -56,21 +78,45 @@ pub enum Part {
 
 impl Inflight {
     pub fn take_part(self: &Arc<Self>, key: FlightKey) -> Part {
-        match self.flights.lock().entry(key) {
+        let mut keys = self.keys.lock();
+        let asked = keys.entry(key.key).or_default();
+        match asked.flights.entry(key.kind.clone()) {
             Entry::Occupied(entry) => Part::Join(entry.get().clone()),
             Entry::Vacant(entry) => {
                 let flight = Arc::new(Flight {
                     outcome: OnceLock::new(),
                     resolved: Notify::new(),
                 });
-                let lead = Lead {
+                entry.insert(flight.clone());
+                asked.leads += 1;
+                Part::Lead(Lead {
                     inflight: self.clone(),
-                    key: entry.key().clone(),
-                    flight: flight.clone(),
-                };
-                entry.insert(flight);
-                Part::Lead(lead)
+                    key: key.key,
+                    mark: asked.mark.clone(),
+                    flight: Some((key.kind, flight)),
+                })
             }
+        }
+    }
+
+    /// To ask without anybody joining.
+    pub fn alone(self: &Arc<Self>, key: [u8; 32]) -> Lead {
+        let mut keys = self.keys.lock();
+        let asked = keys.entry(key).or_default();
+        asked.leads += 1;
+        Lead {
+            inflight: self.clone(),
+            key,
+            mark: asked.mark.clone(),
+            flight: None,
+        }
+    }
+
+    /// The key is invalidated: what is under way answers those who wait for it already, and nobody
+    /// joins it any more.
+    pub fn overtake(&self, key: &[u8; 32]) {
+        if let Some(asked) = self.keys.lock().remove(key) {
+            asked.mark.overtake();
         }
     }
 }
@@ -89,24 +135,48 @@ impl Flight {
     }
 }
 
-/// The duty to resolve a flight.
+/// The duty to resolve a flight; or, without one, a question that is known to be under way.
 pub struct Lead {
     inflight: Arc<Inflight>,
-    key: FlightKey,
-    flight: Arc<Flight>,
+    key: [u8; 32],
+    mark: Arc<Mark>,
+    flight: Option<(Kind, Arc<Flight>)>,
 }
 
 impl Lead {
+    /// Whether the key was invalidated since this lead was taken.
+    pub fn mark(&self) -> &Mark {
+        &self.mark
+    }
+
     pub fn resolve(self, outcome: Outcome) {
         // The first word counts; `Drop` only speaks for a leader that said none.
-        let _ = self.flight.outcome.set(outcome);
+        if let Some((_, flight)) = &self.flight {
+            let _ = flight.outcome.set(outcome);
+        }
     }
 }
 
 impl Drop for Lead {
     fn drop(&mut self) {
-        self.inflight.flights.lock().remove(&self.key);
-        self.flight.outcome.get_or_init(|| Outcome::GoAlone);
-        self.flight.resolved.notify_waiters();
+        let mut keys = self.inflight.keys.lock();
+        // After an invalidation the key's entry is another one, or gone.
+        if let Entry::Occupied(mut entry) = keys.entry(self.key)
+            && Arc::ptr_eq(&entry.get().mark, &self.mark)
+        {
+            let asked = entry.get_mut();
+            if let Some((kind, _)) = &self.flight {
+                asked.flights.remove(kind);
+            }
+            asked.leads -= 1;
+            if asked.leads == 0 {
+                entry.remove();
+            }
+        }
+        drop(keys);
+        if let Some((_, flight)) = &self.flight {
+            flight.outcome.get_or_init(|| Outcome::GoAlone);
+            flight.resolved.notify_waiters();
+        }
     }
 }

@@ -71,6 +71,31 @@ impl Stored {
     }
 }
 
+/// Whether a key was invalidated while a question was under way: its answer may describe what was
+/// there before, and is not kept.
+#[derive(Debug, Default)]
+pub struct Mark(AtomicBool);
+
+impl Mark {
+    /// To be set before what is stored under the key is removed.
+    pub fn overtake(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    pub fn is_overtaken(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// What became of a response that was to be made findable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Insertion {
+    Done,
+    /// Its key was invalidated since it was asked for. It is removed from the store.
+    Overtaken,
+}
+
 pub struct Resource {
     key: CacheKey,
     variants: ArcSwap<Vec<Arc<Stored>>>,
@@ -138,7 +163,8 @@ impl Residency {
                 self.store.remove(&body.object);
                 continue;
             }
-            self.place(Stored::new(key, head, body));
+            // Nobody asked for it, so nothing can have overtaken it.
+            let _ = self.place(Stored::new(key, head, body), &Mark::default());
         }
     }
 
@@ -157,16 +183,20 @@ impl Residency {
         (resource.key == *key).then(|| resource.clone())
     }
 
-    /// Makes a response findable, in place of the one of its variant.
-    pub fn insert(&self, stored: Arc<Stored>) {
-        if stored.body.joinable && stored.body.object.length().is_some() {
+    /// Makes a response findable, in place of the one of its variant, unless the key was invalidated
+    /// since it was asked for.
+    pub fn insert(&self, stored: Arc<Stored>, mark: &Mark) -> Insertion {
+        if !mark.is_overtaken() && stored.body.joinable && stored.body.object.length().is_some() {
             self.persist(&stored);
         }
-        self.place(stored.clone());
-        if stored.body.object.is_gone() {
+        let inserted = self.place(stored.clone(), mark);
+        if inserted == Insertion::Overtaken {
+            self.store.remove(&stored.body.object);
+        } else if stored.body.object.is_gone() {
             // Evicted before it was to be found here.
             self.remove(&stored);
         }
+        inserted
     }
 
     /// Gives a stored response an index row, so that it is found after a restart.
@@ -176,8 +206,12 @@ impl Residency {
             .publish(&stored.body.object, stored.key.as_bytes(), head);
     }
 
-    fn place(&self, stored: Arc<Stored>) {
+    fn place(&self, stored: Arc<Stored>, mark: &Mark) -> Insertion {
         let _changing = self.changes.lock();
+        // Under the lock: an invalidation sets the mark first and takes what is here under it.
+        if mark.is_overtaken() {
+            return Insertion::Overtaken;
+        }
         let body = stored.body.object.id().0;
         self.owners.pin().insert(body, stored.key.clone());
         let resources = self.resources.pin();
@@ -211,6 +245,7 @@ impl Residency {
         }
         resource.variants.store(Arc::new(variants));
         self.discard(&dropped);
+        Insertion::Done
     }
 
     fn discard(&self, dropped: &[Arc<Stored>]) {
@@ -235,7 +270,7 @@ impl Residency {
         }
     }
 
-    /// Removes every variant of a resource (RFC 9111 §4.4). Returns how many there were.
+    /// Removes every variant of a resource. Returns how many there were.
     pub fn invalidate(&self, key: &CacheKey) -> usize {
         let dropped = self.drop_variants(key, |_| true);
         self.discard(&dropped);
