@@ -33,6 +33,7 @@ use crate::cache::inflight::{FlightKey, Inflight, Kind, Outcome, Part};
 use crate::cache::residency::{Residency, Stored};
 use crate::clock;
 use crate::origin::{self, UpstreamResponse};
+use crate::semantics::asker;
 use crate::semantics::freshness::{Decision, Rules};
 use crate::semantics::key::CacheKey;
 use crate::store::Store;
@@ -256,16 +257,17 @@ impl LocalCache {
     pub async fn fetch(
         &self,
         request: &Request<'_>,
-        stale: Option<Arc<Stored>>,
+        mut stale: Option<Arc<Stored>>,
         why: Forward,
         upstream: &UpstreamFields<'_>,
     ) -> Answer {
         let mut lead = None;
         if self.may_collapse(request) {
             // The second time the variant is known: those who cannot share the first answer's variant
-            // may still share one of their own. So may those whose answer was overtaken.
+            // may still share one of their own. So may those whose answer was overtaken, or is to be
+            // validated each time.
             for _ in 0..2 {
-                let key = self.flight_key(request);
+                let key = self.flight_key(request, stale.as_deref());
                 match self.shared.inflight.take_part(key) {
                     Part::Lead(leading) => {
                         // Another flight may have ended since the lookup.
@@ -288,6 +290,7 @@ impl LocalCache {
                         match self.joined(request, why, flight.outcome().await) {
                             Joined::Answer(answer) => return answer,
                             Joined::Again => {}
+                            Joined::Validate(stored) => stale = Some(stored),
                             Joined::Alone => {
                                 self.shared.metrics.fills_unshared.increment(());
                                 break;
@@ -310,14 +313,20 @@ impl LocalCache {
         stale: Arc<Stored>,
         upstream: &UpstreamFields<'_>,
     ) {
-        let Part::Lead(lead) = self.shared.inflight.take_part(self.flight_key(request)) else {
+        let Part::Lead(lead) = self
+            .shared
+            .inflight
+            .take_part(self.flight_key(request, None))
+        else {
             return;
         };
         let exchange = Exchange::new(request, Some(stale), upstream, lead).in_background();
         self.fetcher.spawn(exchange);
     }
 
-    fn flight_key(&self, request: &Request<'_>) -> FlightKey {
+    /// `stale` is what would be validated: if it has to be each time, its validation is shared by those
+    /// whom nothing sets apart.
+    fn flight_key(&self, request: &Request<'_>, stale: Option<&Stored>) -> FlightKey {
         let resource = self.shared.residency.find(request.key);
         let variant = resource.and_then(|resource| resource.variant_of(request.headers));
         FlightKey {
@@ -325,6 +334,9 @@ impl LocalCache {
             kind: Kind {
                 variant: variant.map(|variant| variant.as_bytes().into()),
                 is_head: *request.method == Method::HEAD,
+                asker: stale
+                    .filter(|stale| stale.head.freshness.arrived_stale())
+                    .map(|_| asker::asker(request.headers)),
             },
         }
     }
@@ -350,7 +362,10 @@ impl LocalCache {
             Outcome::Stored(stored) if stored.matches(request.headers) => {
                 Joined::Answer(Answer::Stored(stored, how))
             }
-            Outcome::Stored(_) | Outcome::Overtaken => Joined::Again,
+            Outcome::ToValidate(stored) if stored.matches(request.headers) => {
+                Joined::Validate(stored)
+            }
+            Outcome::Stored(_) | Outcome::ToValidate(_) | Outcome::Overtaken => Joined::Again,
             Outcome::Stale(stored, reason, detail) if stored.matches(request.headers) => {
                 let stale = Some(reason);
                 Joined::Answer(Answer::Stored(
@@ -472,6 +487,8 @@ enum Joined {
     Answer(Answer),
     /// Stored, but not for these request fields; or overtaken.
     Again,
+    /// Stored, and to be validated first.
+    Validate(Arc<Stored>),
     Alone,
 }
 

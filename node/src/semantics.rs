@@ -3,6 +3,7 @@
 //! Kept true here: nothing in this module does I/O, reads a clock, or panics on bytes from the
 //! network; and nothing of it knows how a response is stored or how a message comes in.
 
+pub mod asker;
 pub mod cache_control;
 pub mod cache_status;
 pub mod conditional;

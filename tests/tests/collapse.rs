@@ -408,3 +408,111 @@ async fn head_does_not_wait_for_a_gets_body() {
     first.rest().await;
     assert_eq!(origin.requests("/a"), 1);
 }
+
+/// An origin that wants to be asked each time, and answers users by their cookies without saying so.
+async fn asked_each_time() -> (Origin, Node, Gate) {
+    let origin = Origin::start().await;
+    let gate = Gate::new();
+    gate.open();
+    let held = gate.clone();
+    origin.get("/a").respond_with(move |request| {
+        let user = request.header("cookie").unwrap_or("nobody").to_owned();
+        OriginAnswer::ok()
+            .etag(&format!("\"{user}\""))
+            .body(user)
+            .cache_control("no-cache")
+            .gate(&held)
+    });
+    let node = Node::start(&origin).await;
+    (origin, node, gate)
+}
+
+/// What is to be validated before each use is validated once for all who wait.
+#[tokio::test]
+async fn fifty_clients_share_the_validation_of_what_is_validated_each_time() {
+    let (origin, node, gate) = asked_each_time().await;
+    node.get("/a").await.says("nobody");
+    node.at_rest().await;
+    gate.close();
+    let clients: Vec<_> = (0..50).map(|_| node.get("/a").start()).collect();
+    gate.reached_n(2).await;
+    node.joined_fills(49).await;
+    gate.open();
+    for client in clients {
+        client.await.expect("a client").says("nobody");
+    }
+    assert_eq!(origin.requests("/a"), 2);
+    assert_eq!(origin.counts("/a").not_modified, 1);
+    // Those who come afterwards have it validated again.
+    node.get("/a").await.says("nobody");
+    assert_eq!(origin.requests("/a"), 3);
+}
+
+/// The same when nothing is stored yet: they learn what it is, and then validate it together.
+#[tokio::test]
+async fn waiters_of_what_is_validated_each_time_validate_it_together() {
+    let (origin, node, gate) = asked_each_time().await;
+    gate.close();
+    let clients: Vec<_> = (0..50).map(|_| node.get("/a").start()).collect();
+    gate.reached().await;
+    node.joined_fills(49).await;
+    gate.open_one();
+    gate.reached_n(2).await;
+    node.joined_fills(49 + 48).await;
+    gate.open();
+    for client in clients {
+        client.await.expect("a client").says("nobody");
+    }
+    assert_eq!(origin.requests("/a"), 2);
+    assert_eq!(origin.counts("/a").bytes, "nobody".len() as u64);
+}
+
+/// Users whom a cookie sets apart never share one, and do not wait for one another: all stand at the
+/// origin at once.
+#[tokio::test]
+async fn a_validation_is_not_shared_between_users() {
+    let (_origin, node, gate) = asked_each_time().await;
+    node.get("/a")
+        .header("cookie", "user=0")
+        .await
+        .says("user=0");
+    node.at_rest().await;
+    gate.close();
+    let ask = |user: usize| {
+        let cookie = format!("user={user}");
+        (
+            cookie.clone(),
+            node.get("/a").header("cookie", &cookie).start(),
+        )
+    };
+    let clients: Vec<_> = (0..10).map(|n| ask(n / 2)).collect();
+    // One of each pair, beside the one that filled the cache.
+    gate.reached_n(1 + 5).await;
+    node.joined_fills(5).await;
+    gate.open();
+    for (cookie, client) in clients {
+        client.await.expect("a client").says(&cookie);
+    }
+}
+
+/// What turns out private while it is validated goes to one alone: the others ask at once.
+#[tokio::test]
+async fn waiters_of_a_validation_that_cannot_be_shared_go_at_once() {
+    let (origin, node, gate) = asked_each_time().await;
+    node.get("/a").await.says("nobody");
+    node.at_rest().await;
+    gate.close();
+    let held = gate.clone();
+    let private = OriginAnswer::ok().body("mine").cache_control("private");
+    origin.get("/a").answer(private.gate(&held));
+    let clients: Vec<_> = (0..5).map(|_| node.get("/a").start()).collect();
+    gate.reached_n(2).await;
+    node.joined_fills(4).await;
+    gate.open_one();
+    gate.reached_n(1 + 5).await;
+    gate.open();
+    for client in clients {
+        client.await.expect("a client").says("mine");
+    }
+    assert_eq!(origin.requests("/a"), 6);
+}

@@ -263,16 +263,11 @@ impl Fetcher {
             Ok(response) => self.judge(&exchange, asked, response, sent_at),
             Err(error) => (self.unreachable(&exchange, &error), Rest::Nothing),
         };
-        let outcome = match outcome(&led) {
+        let outcome = match outcome(&led, exchange.lead.is_for_one_asker()) {
             Outcome::Failed(failure) => Outcome::Failed(failure),
             _ if exchange.lead.mark().is_overtaken() => Outcome::Overtaken,
             outcome => outcome,
         };
-        if let (Outcome::GoAlone, Led::Stored { .. } | Led::Validated(_)) = (&outcome, &led) {
-            // Stored to be validated each time: the next ones need not wait to learn that.
-            let until = clock::now_secs() + UNSHAREABLE_SECS;
-            self.cache.residency.mark_unshareable(&exchange.key, until);
-        }
         exchange.lead.resolve(outcome);
         (led, rest)
     }
@@ -701,13 +696,13 @@ impl Fetcher {
 }
 
 /// What waiters are told of an exchange.
-fn outcome(led: &Led) -> Outcome {
+fn outcome(led: &Led, is_for_one_asker: bool) -> Outcome {
     match led {
         Led::Stored { stored, .. } | Led::Validated(stored) => {
-            if stored.head.freshness.is_shareable(clock::now()) {
+            if is_for_one_asker || stored.head.freshness.is_shareable(clock::now()) {
                 Outcome::Stored(stored.clone())
             } else {
-                Outcome::GoAlone
+                Outcome::ToValidate(stored.clone())
             }
         }
         Led::Stale {

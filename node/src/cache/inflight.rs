@@ -34,6 +34,8 @@ pub struct Kind {
     pub variant: Option<Box<[u8]>>,
     /// HEAD and GET are not one question.
     pub is_head: bool,
+    /// Who asks, where the answer is known to be asked for each time.
+    pub asker: Option<[u8; 32]>,
 }
 
 /// How a flight ended, for those who waited.
@@ -41,6 +43,8 @@ pub struct Kind {
 pub enum Outcome {
     /// Shareable: whoever it matches reads it, from its first byte, as it arrives.
     Stored(Arc<Stored>),
+    /// Stored, and to be validated before each use: the waiters validate it, each kind for itself.
+    ToValidate(Arc<Stored>),
     /// The stale response it was to replace may be served instead.
     Stale(Arc<Stored>, StaleReason, &'static str),
     /// Private, uncacheable, or cut short: each waiter asks for itself.
@@ -144,6 +148,13 @@ pub struct Lead {
 }
 
 impl Lead {
+    /// Whether all who wait ask as the leader does, so that even an answer that is to be validated
+    /// before each use may be shared.
+    pub fn is_for_one_asker(&self) -> bool {
+        let kind = self.flight.as_ref().map(|(kind, _)| kind);
+        kind.is_some_and(|kind| kind.asker.is_some())
+    }
+
     /// Whether the key was invalidated since this lead was taken.
     pub fn mark(&self) -> &Mark {
         &self.mark

@@ -348,6 +348,12 @@ impl Freshness {
         self.is_fresh(now) && !self.no_cache
     }
 
+    /// Whether it came to be validated before each use: with `no-cache`, or without a second of
+    /// freshness.
+    pub fn arrived_stale(&self) -> bool {
+        self.no_cache || u64::from(self.lifetime_secs) <= self.initial_age_ms / 1000
+    }
+
     /// Whether its lifetime is the node's guess or setting, not the origin's word.
     pub fn is_heuristic(&self) -> bool {
         self.heuristic
@@ -1319,6 +1325,7 @@ mod tests {
         ] {
             let freshness = stored(&format!("cache-control: {response} | etag: \"a\""));
             assert_eq!(freshness.is_shareable(at(0)), shareable, "{response}");
+            assert_eq!(freshness.arrived_stale(), !shareable, "{response}");
         }
     }
 
