@@ -430,6 +430,29 @@ fn a_full_disk_degrades_and_recovers() {
     }
 }
 
+/// Where the disk has nothing to give, nothing that lives in memory is evicted to make room there.
+#[test]
+fn a_disk_without_room_leaves_what_is_in_memory() {
+    let dir = TempDir::new();
+    let settings = dir.settings();
+    settings
+        .faults
+        .reserve
+        .store(nix::libc::ENOSPC, Ordering::Relaxed);
+    block_on(async {
+        let (store, _) = open(settings);
+        let mut objects = Vec::new();
+        for seed in 0..5 {
+            objects.push(store_body(&store, seed, 3 * BLOCK).await);
+            store.flush().await;
+        }
+        assert_eq!(store.metrics().evictions.load(Ordering::Relaxed), 0);
+        for (seed, object) in (0..).zip(&objects) {
+            check_body(&store, object, seed).await;
+        }
+    });
+}
+
 #[test]
 fn a_read_only_file_system_still_serves() {
     let dir = TempDir::new();

@@ -240,7 +240,7 @@ impl Shared {
                 self.evict_pages(disk, share);
             }
             if disk.doomed.load(Ordering::Acquire) == 0 {
-                // Nothing to evict: all of it belongs to bodies that are not published yet.
+                // Nothing to evict: there is nothing, or it belongs to bodies that are not published yet.
                 return None;
             }
             disk.index.send(Message::Hurry);
@@ -338,9 +338,11 @@ impl Shared {
         }
     }
 
-    /// Evicts objects until so many more pages will become free, or none is left.
+    /// Evicts objects until so many more pages will become free, or all will be. What lives in memory
+    /// only has no pages to give, and stays.
     fn evict_pages(&self, disk: &Disk, pages: u64) {
-        let target = disk.doomed.load(Ordering::Acquire) + pages;
+        let used = u64::from(disk.map.lock().used());
+        let target = used.min(disk.doomed.load(Ordering::Acquire) + pages);
         while disk.doomed.load(Ordering::Acquire) < target && self.evict_one() {}
     }
 
