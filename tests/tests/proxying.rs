@@ -676,6 +676,35 @@ async fn without_101_there_is_no_tunnel() {
     assert!(origin.malformed().is_empty());
 }
 
+/// HTTP within a tunnel would reach the origin unseen: an offer of it is ignored, and the request is one
+/// like any other.
+#[tokio::test]
+async fn an_upgrade_to_http_is_ignored() {
+    let origin = Origin::start().await;
+    origin.get("/a").body("plain").cache_control("max-age=60");
+    let node = Node::start(&origin).await;
+    for (offer, is_hit) in [("h2c", false), ("H2C", true), ("websocket, h2c", true)] {
+        let mut connection = node.connect().await;
+        let fields = format!(
+            "connection: upgrade, http2-settings\r\nupgrade: {offer}\r\nhttp2-settings: AAMAAABk\r\n"
+        );
+        let got = connection.ask("GET", "/a", &fields).await.says("plain");
+        assert_eq!(got.head.is_hit(), is_hit, "{offer}: {}", got.head.text);
+        connection.get("/a").await.says("plain");
+    }
+    let asked = origin.last_request("/a");
+    for name in ["upgrade", "http2-settings"] {
+        assert_eq!(asked.header(name), None, "{name}");
+    }
+    // Not even where the origin would switch.
+    origin.any("/ws").upgrade();
+    let mut connection = node.connect().await;
+    let got = connection
+        .ask("GET", "/ws", "connection: upgrade\r\nupgrade: h2c\r\n")
+        .await;
+    assert_ne!(got.status(), 101);
+}
+
 /// Requests that come before their turn are answered in order.
 #[tokio::test]
 async fn pipelined_requests_are_answered_in_order() {

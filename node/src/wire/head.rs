@@ -30,7 +30,8 @@ pub struct RequestHead {
     pub keep_alive: bool,
     /// `Expect: 100-continue` by an HTTP/1.1 client: it waits for 100 before it sends the body.
     pub expect_continue: bool,
-    /// The client offers to upgrade: `Connection: upgrade` beside `Upgrade`, HTTP/1.1.
+    /// The client offers to upgrade: `Connection: upgrade` beside `Upgrade`, HTTP/1.1. False if what it
+    /// offers is HTTP (`h2c`, `TLS/1.0`): such an offer is ignored, as it may be (RFC 9110 §7.8).
     pub upgrade: bool,
 }
 
@@ -162,7 +163,7 @@ pub fn parse_request_head(
     let mut seen = Seen::default();
     let mut host: Option<&[u8]> = None;
     let mut expect = false;
-    let mut has_upgrade = false;
+    let mut upgrade = Upgrade::default();
     for field in parsed.headers.iter() {
         match special(field.name) {
             Special::Host => {
@@ -180,7 +181,7 @@ pub fn parse_request_head(
                 continue;
             }
             Special::Connection => seen.connection(field.value),
-            Special::Upgrade => has_upgrade = true,
+            Special::Upgrade => upgrade.offer(field.value),
             Special::Expect => {
                 if !field.value.eq_ignore_ascii_case(b"100-continue") {
                     return Err(HeadError::Expectation);
@@ -211,7 +212,7 @@ pub fn parse_request_head(
         framing,
         keep_alive: seen.keep_alive(version),
         expect_continue: expect && version == Version::HTTP_11,
-        upgrade: has_upgrade && seen.upgrade && version == Version::HTTP_11,
+        upgrade: upgrade.may_be_tunnelled() && seen.upgrade && version == Version::HTTP_11,
     }))
 }
 
@@ -537,6 +538,31 @@ struct Seen {
     close: bool,
     keep_alive: bool,
     upgrade: bool,
+}
+
+/// What all `Upgrade` fields of a request offer.
+#[derive(Default)]
+struct Upgrade {
+    offered: bool,
+    carries_requests: bool,
+}
+
+impl Upgrade {
+    fn offer(&mut self, value: &[u8]) {
+        self.offered = true;
+        self.carries_requests |= value.split(|b| *b == b',').any(|protocol| {
+            let name = protocol.split(|b| *b == b'/').next().unwrap_or_default();
+            [&b"h2c"[..], b"h2", b"http", b"tls"]
+                .iter()
+                .any(|other| trim(name).eq_ignore_ascii_case(other))
+        });
+    }
+
+    /// Not HTTP in another dress: the requests within would reach the origin without being looked at.
+    /// `h2c` is obsolete besides (RFC 9113 §3.1), and many a client offers it with an ordinary GET.
+    fn may_be_tunnelled(&self) -> bool {
+        self.offered && !self.carries_requests
+    }
 }
 
 impl Seen {
@@ -1216,6 +1242,20 @@ mod tests {
                 "Upgrade: x\r\nConnection: upgrade\r\n",
                 true,
                 true,
+                false,
+            ),
+            (
+                "1.1",
+                "Connection: upgrade\r\nUpgrade: H2C\r\n",
+                true,
+                false,
+                false,
+            ),
+            (
+                "1.1",
+                "Connection: upgrade\r\nUpgrade: x\r\nUpgrade: y, TLS/1.2\r\n",
+                true,
+                false,
                 false,
             ),
             ("1.1", "Expect: 100-continue\r\n", true, false, true),
