@@ -397,6 +397,18 @@ impl Connection {
         self.inbox.split().freeze()
     }
 
+    /// Whether the node ends the connection with a reset; what comes before that is dropped.
+    pub async fn is_reset(&mut self) -> bool {
+        loop {
+            self.inbox.clear();
+            match within("bytes", self.socket.read_buf(&mut self.inbox)).await {
+                Ok(0) => return false,
+                Ok(_) => {}
+                Err(_) => return true,
+            }
+        }
+    }
+
     /// The node closes, and says nothing more before it does.
     #[track_caller]
     pub fn is_closed(&mut self) -> impl Future<Output = ()> + '_ {

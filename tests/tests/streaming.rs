@@ -49,6 +49,23 @@ async fn a_truncated_body_is_never_whole() {
     }
 }
 
+/// Where the end of the connection ends the body, that end is an orderly one only for a whole body.
+#[tokio::test]
+async fn a_truncated_body_ends_with_a_reset_over_http10() {
+    let origin = Origin::start().await;
+    let route = || origin.get("/a").generated(SIZE).chunked();
+    let _ = route().lie(Lie::TruncatedChunked);
+    let node = Node::start(&origin).await;
+    let request = "GET /a HTTP/1.0\r\nhost: a.example\r\n\r\n";
+    let mut cut = node.connect().await;
+    cut.send(request).await;
+    assert!(cut.is_reset().await);
+    let _ = route();
+    let mut whole = node.connect().await;
+    whole.send(request).await;
+    assert!(!whole.is_reset().await);
+}
+
 #[tokio::test]
 async fn a_truncated_chunked_body_is_never_whole() {
     for etag in [false, true] {

@@ -11,10 +11,11 @@
 //! - `100 Continue` is sent when the body is wanted, by us, once.
 //! - A client that leaves while its answer is being prepared ends that work.
 //! - A response that cannot be finished ends the connection before its announced end, so that nobody
-//!   takes it for whole.
+//!   takes it for whole. If the end of the connection is the body's end (HTTP/1.0), that end is a reset.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -48,7 +49,7 @@ const COPY_LIMIT: usize = 4 << 10;
 /// Serves one connection to its end. Never fails: what goes wrong concerns this client alone.
 pub async fn serve<Io>(io: Io, inbox: BytesMut, client: Client, proxy: Rc<Proxy>)
 where
-    Io: AsyncRead + AsyncWrite + Unpin + 'static,
+    Io: AsyncRead + AsyncWrite + AsFd + Unpin + 'static,
 {
     let limits = proxy.limits();
     let read_pace = Pace {
@@ -94,7 +95,7 @@ enum After {
     Close {
         lingering: bool,
     },
-    /// The socket has been given away.
+    /// Nothing more is to be said: the socket has been given away, or is to be reset.
     Gone,
 }
 
@@ -102,7 +103,7 @@ const CLOSE: After = After::Close { lingering: false };
 
 impl<Io> Connection<Io>
 where
-    Io: AsyncRead + AsyncWrite + Unpin + 'static,
+    Io: AsyncRead + AsyncWrite + AsFd + Unpin + 'static,
 {
     async fn run(&mut self) -> After {
         let mut is_first = true;
@@ -236,7 +237,14 @@ where
         match outcome {
             Ok(Ending::KeepAlive) if self.drained(body.as_deref()).await => After::NextRequest,
             Ok(_) => After::Close { lingering: true },
-            Err(_) => CLOSE,
+            Err(interrupted) => {
+                let is_end_of_body = version == Version::HTTP_10 && response.length.is_none();
+                if interrupted == Interrupted::ByClient || is_end_of_body {
+                    self.io.reset_at_end();
+                    return After::Gone;
+                }
+                CLOSE
+            }
         }
     }
 
@@ -392,7 +400,7 @@ where
                             piece = next => piece,
                             // While a request's body is read, that is who hears of the end.
                             () = self.io.gone(), if request_body.is_none_or(RequestBody::is_read) => {
-                                return Err(Interrupted);
+                                return Err(Interrupted::ByClient);
                             }
                         }
                     }
@@ -400,7 +408,9 @@ where
             };
             match piece {
                 Some(Ok(Piece::Data(bytes))) => {
-                    left = left.checked_sub(bytes.len() as u64).ok_or(Interrupted)?;
+                    left = left
+                        .checked_sub(bytes.len() as u64)
+                        .ok_or(Interrupted::ByUpstream)?;
                     response.report.sent_bytes += bytes.len() as u64;
                     self.write_framed(framing, bytes).await?;
                 }
@@ -411,12 +421,12 @@ where
                     if !self.out.is_empty() {
                         self.write(Bytes::new()).await?;
                     }
-                    return Err(Interrupted);
+                    return Err(Interrupted::ByUpstream);
                 }
                 None if framing == Framing::Chunked || left == 0 || left > u64::MAX / 2 => {
                     return self.write_end(framing, trailers).await;
                 }
-                None => return Err(Interrupted),
+                None => return Err(Interrupted::ByUpstream),
             }
         }
     }
@@ -527,12 +537,17 @@ enum Ending {
     Close,
 }
 
-/// The answer could not be sent whole.
-struct Interrupted;
+/// Why the answer could not be sent whole.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Interrupted {
+    /// It left, or takes nothing. What it has not taken is the kernel's to keep until the end is a reset.
+    ByClient,
+    ByUpstream,
+}
 
 impl From<std::io::Error> for Interrupted {
     fn from(_: std::io::Error) -> Interrupted {
-        Interrupted
+        Interrupted::ByClient
     }
 }
 

@@ -6,11 +6,13 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
@@ -295,6 +297,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> ClientIo<Io> {
             Pin::new(&mut *self.io.borrow_mut()).poll_shutdown(cx)
         })
         .await
+    }
+}
+
+impl<Io: AsFd> ClientIo<Io> {
+    /// Makes the end of the connection a reset: where only the end of the connection ends a body, an
+    /// orderly one would make a whole of what was cut.
+    pub fn reset_at_end(&self) {
+        let _ = SockRef::from(&*self.io.borrow()).set_linger(Some(Duration::ZERO));
     }
 }
 
