@@ -238,6 +238,28 @@ async fn a_reload_that_fails_changes_nothing() {
     );
 }
 
+/// A request that is on its way when the drain begins is answered: the connection is not reset.
+#[tokio::test]
+async fn a_drain_answers_what_is_on_its_way() {
+    let origin = Origin::start().await;
+    origin.prefix("/").body("x");
+    let mut node = Node::start(&origin).await;
+    let address = node.address();
+    let mut used = node.connect().await;
+    used.get("/a").await.says("x");
+    let mut silent = node.connect().await;
+    node.open_connections(2).await;
+    let drained = node.begin_drain();
+    let refused = || std::net::TcpStream::connect(address).is_err();
+    until(|| "the listener to close".to_owned(), refused).await;
+    for connection in [&mut used, &mut silent] {
+        let got = connection.get("/b").await.says("x");
+        assert_eq!(got.head.get("connection"), Some("close"));
+        connection.is_closed().await;
+    }
+    drained.await.expect("a drain");
+}
+
 #[tokio::test]
 async fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     let origin = Origin::start().await;

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::proxy::message::Client;
 use crate::proxy::{Proxy, h1, h2};
@@ -28,6 +29,10 @@ use crate::wire::{Preface, preface};
 
 /// How long accepting rests when the process has no descriptor left.
 const DESCRIPTOR_REST: Duration = Duration::from_millis(100);
+
+/// How long a connection that is between requests stays when the node begins to drain: a request may be on
+/// its way, and closing would reset it.
+pub(super) const LAST_CALL: Duration = Duration::from_millis(250);
 
 /// Shards of the per-address table.
 const SHARDS: usize = 16;
@@ -137,7 +142,7 @@ fn subscriber(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Accepts until the thread drains.
+/// Accepts until the thread drains, and nobody waits any more.
 pub async fn accept(
     listener: TcpListener,
     proxy: Rc<Proxy>,
@@ -148,8 +153,9 @@ pub async fn accept(
     loop {
         let accepted = tokio::select! {
             biased;
-            () = proxy.draining.begun() => return,
+            // Those that wait in the kernel's queue first: closing the listener would reset them.
             accepted = listener.accept() => accepted,
+            () = proxy.draining.begun() => return,
         };
         let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -159,6 +165,9 @@ pub async fn accept(
                         .client_connections_refused
                         .increment(Refused::Descriptors);
                     tokio::time::sleep(DESCRIPTOR_REST).await;
+                }
+                if proxy.draining.has_begun() {
+                    return;
                 }
                 continue;
             }
@@ -197,6 +206,7 @@ async fn serve(mut socket: TcpStream, client: Client, proxy: Rc<Proxy>) {
     let mut inbox = BytesMut::with_capacity(4 << 10);
     let deadline = tokio::time::sleep(proxy.limits().first_byte_timeout);
     tokio::pin!(deadline);
+    let mut is_last_call = false;
     let version = loop {
         if !inbox.is_empty() {
             match preface(&inbox) {
@@ -211,10 +221,16 @@ async fn serve(mut socket: TcpStream, client: Client, proxy: Rc<Proxy>) {
                 Ok(_) => {}
             },
             () = &mut deadline => {
-                proxy.count_timeout(TimeoutPhase::FirstByte);
+                if !is_last_call {
+                    proxy.count_timeout(TimeoutPhase::FirstByte);
+                }
                 return;
             }
-            () = proxy.draining.begun() => return,
+            () = proxy.draining.begun(), if !is_last_call => {
+                is_last_call = true;
+                let last_call = deadline.deadline().min(Instant::now() + LAST_CALL);
+                deadline.as_mut().reset(last_call);
+            }
         }
     };
     match version {

@@ -28,6 +28,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::proxy::connection::LAST_CALL;
 use crate::proxy::io::{ClientIo, Pace};
 use crate::proxy::message::{
     Body, Client, ClientBody, Interims, LastAuthority, Piece, Request, Response,
@@ -140,13 +141,14 @@ where
             }
             let until = match deadline {
                 Some(deadline) => deadline,
-                None if self.proxy.draining.has_begun() => return Err(HeadEnd::Closed),
+                None if self.proxy.draining.has_begun() => Instant::now() + LAST_CALL,
                 None => Instant::now() + idle,
             };
             let mut fill = pin!(self.io.fill_until(until));
             let read = match deadline {
                 Some(_) => fill.await,
-                // An idle connection ends as soon as the node drains.
+                None if self.proxy.draining.has_begun() => fill.await,
+                // An idle connection ends soon after the node begins to drain.
                 None => {
                     let idle = poll_fn(|cx| match fill.as_mut().poll(cx) {
                         Poll::Ready(read) => Poll::Ready(Some(read)),
