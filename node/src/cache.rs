@@ -159,6 +159,8 @@ pub enum Failure {
     Busy(&'static str),
     /// The client broke off its own request, or asked for what cannot be said to the origin.
     BadRequest(&'static str),
+    /// The client sent its own request too slowly.
+    RequestTimeout(&'static str),
     /// `only-if-cached`, and nothing usable is.
     OnlyIfCached,
 }
@@ -169,7 +171,8 @@ impl Failure {
             Failure::BadGateway(detail)
             | Failure::GatewayTimeout(detail)
             | Failure::Busy(detail)
-            | Failure::BadRequest(detail) => detail,
+            | Failure::BadRequest(detail)
+            | Failure::RequestTimeout(detail) => detail,
             Failure::OnlyIfCached => "only-if-cached",
         }
     }

@@ -184,11 +184,27 @@ pub trait RequestBodySource {
     ) -> Poll<Option<Result<Frame, SourceFailed>>>;
 }
 
-/// The request's body cannot be had: the client went away or broke a rule. The request fails with
-/// [`ErrorKind::RequestBody`], and the origin sees a cut connection.
+/// Why the request's body cannot be had. The request fails with the [`ErrorKind`] of the same name,
+/// and the origin sees a cut connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the request body ended before its end")]
-pub struct SourceFailed;
+pub enum SourceFailed {
+    /// The client went away or broke a rule.
+    #[error("the request body ended before its end")]
+    RequestBody,
+    /// The client sent less than it has to in the time it has.
+    #[error("the request body came too slowly")]
+    RequestTooSlow,
+}
+
+impl SourceFailed {
+    fn into_error(self) -> OriginError {
+        let kind = match self {
+            SourceFailed::RequestBody => ErrorKind::RequestBody,
+            SourceFailed::RequestTooSlow => ErrorKind::RequestTooSlow,
+        };
+        OriginError::new(kind, self.to_string())
+    }
+}
 
 /// A part of a body.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use caje_node::telemetry::{CacheResult, StatusClass};
 use caje_tests::{Connection, End, Node, Origin};
 
 const SHORT: Duration = Duration::from_millis(150);
@@ -136,10 +137,138 @@ async fn a_slow_body_ends() {
             ))
             .await;
         let all = connection.all().await;
-        assert!(!all.starts_with(b"HTTP/1.1 200"), "{all:?}");
+        assert!(all.starts_with(b"HTTP/1.1 408"), "{all:?}");
         node.open_connections(0).await;
         origin.wait_open_connections(0).await;
     }
+}
+
+const HTTP2_UPLOAD: [(&str, &str); 4] = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":authority", "a.example"),
+    (":path", "/upload"),
+];
+
+/// Sends a byte of a body on stream 1 again and again, with a request on a stream of its own after
+/// each, until there is a verdict on stream 1; gives its kind and the number of answers that the
+/// others had.
+async fn drip_over_http2(node: &Node) -> (u8, usize) {
+    use caje_tests::frame_type::{DATA, HEADERS, RST_STREAM};
+    let mut raw = caje_tests::RawHttp2::to(node.address()).await;
+    raw.headers(1, false, &HTTP2_UPLOAD).await;
+    let get = [
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":authority", "a.example"),
+        (":path", "/other"),
+    ];
+    let (mut verdict, mut answers) = (None, 0);
+    let deadline = tokio::time::Instant::now() + caje_tests::PATIENCE;
+    for stream in (3..).step_by(2) {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the body may drip on after {answers} bytes"
+        );
+        if verdict.is_none() {
+            raw.frame(DATA, 0, 1, b"x").await;
+        }
+        raw.headers(stream, true, &get).await;
+        loop {
+            let frame = raw.next().await.expect("the connection lives on");
+            if frame.stream == 1 && matches!(frame.kind, HEADERS | RST_STREAM) {
+                verdict.get_or_insert(frame.kind);
+            }
+            assert!(
+                frame.stream == 1 || frame.kind != RST_STREAM,
+                "another stream is reset: {frame:?}"
+            );
+            if frame.stream == stream && frame.flags & 1 == 1 {
+                answers += 1;
+                break;
+            }
+        }
+        // One more answer than it takes to know.
+        if let Some(kind) = verdict
+            && answers > 3
+        {
+            return (kind, answers);
+        }
+    }
+    unreachable!("streams have numbers enough")
+}
+
+/// HTTP/2: a body that drips costs its client the stream, and nobody else anything.
+#[tokio::test]
+async fn a_slow_http2_body_ends() {
+    let (origin, node) = stage(|limits| {
+        limits.header_timeout = SHORT;
+        limits.body_rate = 1_000_000_000;
+    })
+    .await;
+    let (kind, _) = drip_over_http2(&node).await;
+    assert_eq!(
+        kind,
+        caje_tests::frame_type::HEADERS,
+        "an answer came first"
+    );
+    node.until("an answer of class 4xx", |metrics| {
+        metrics
+            .requests
+            .get((StatusClass::ClientError, CacheResult::Bypass))
+            == 1
+    })
+    .await;
+    origin.wait_open_connections(0).await;
+}
+
+/// HTTP/2: a body that comes as fast as it must, but without end.
+#[tokio::test]
+async fn an_endless_http2_body_ends() {
+    let (origin, node) = stage(|limits| {
+        limits.request_timeout = SHORT;
+        limits.body_rate = 0;
+    })
+    .await;
+    drip_over_http2(&node).await;
+    origin.wait_open_connections(0).await;
+}
+
+/// HTTP/2: an answer that has begun before the body was too slow is cut.
+#[tokio::test]
+async fn a_slow_http2_body_cuts_an_answer_that_has_begun() {
+    let origin = Origin::start().await;
+    origin.prefix("/").body("x").cache_control("max-age=60");
+    let gate = origin
+        .post("/upload")
+        .generated(2000)
+        .early()
+        .gated_at(1000);
+    let node = Node::with(&origin, |config| {
+        config.limits.header_timeout = SHORT;
+    })
+    .await;
+    let mut raw = caje_tests::RawHttp2::to(node.address()).await;
+    raw.headers(1, false, &HTTP2_UPLOAD).await;
+    gate.reached().await;
+    let mut last = None;
+    while last != Some(caje_tests::frame_type::RST_STREAM) {
+        last = Some(raw.next().await.expect("a frame").kind);
+    }
+    gate.open();
+    raw.headers(
+        3,
+        true,
+        &[
+            (":method", "GET"),
+            HTTP2_UPLOAD[1],
+            HTTP2_UPLOAD[2],
+            (":path", "/other"),
+        ],
+    )
+    .await;
+    assert_eq!(raw.verdict().await.expect("a frame").stream, 3);
+    origin.wait_open_connections(0).await;
 }
 
 /// A client that takes nothing of its answer is let go.
@@ -309,6 +438,7 @@ async fn clients_that_leave_in_the_middle_cost_nothing() {
 async fn silent_http2_connections_end() {
     let (_origin, node) = stage(|limits| {
         limits.idle_timeout = SHORT;
+        limits.header_timeout = SHORT;
         limits.write_timeout = SHORT;
     })
     .await;

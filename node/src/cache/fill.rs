@@ -824,6 +824,7 @@ pub fn failure(error: &OriginError) -> Failure {
         StatusCode::GATEWAY_TIMEOUT => Failure::GatewayTimeout(error.detail()),
         StatusCode::SERVICE_UNAVAILABLE => Failure::Busy(error.detail()),
         StatusCode::BAD_REQUEST => Failure::BadRequest(error.detail()),
+        StatusCode::REQUEST_TIMEOUT => Failure::RequestTimeout(error.detail()),
         _ => Failure::BadGateway(error.detail()),
     }
 }
@@ -839,7 +840,9 @@ fn origin_outcome(kind: &ErrorKind) -> OriginOutcome {
         ErrorKind::Closed => OriginOutcome::Closed,
         ErrorKind::HeadTooLarge | ErrorKind::Protocol => OriginOutcome::Protocol,
         ErrorKind::Truncated => OriginOutcome::Truncated,
-        ErrorKind::RequestBody | ErrorKind::Unsendable => OriginOutcome::Client,
+        ErrorKind::RequestBody | ErrorKind::RequestTooSlow | ErrorKind::Unsendable => {
+            OriginOutcome::Client
+        }
     }
 }
 

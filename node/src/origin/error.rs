@@ -45,6 +45,9 @@ pub enum ErrorKind {
     /// The request's own body failed: the client's fault.
     #[error("request body failed")]
     RequestBody,
+    /// The request's own body came too slowly: the client's fault.
+    #[error("request body too slow")]
+    RequestTooSlow,
     /// The request cannot be said in the origin's protocol (a target that HTTP/2's URI lacks).
     #[error("request cannot be sent")]
     Unsendable,
@@ -103,12 +106,13 @@ impl OriginError {
 
     /// What a client is told when nothing better is stored: 504 for a timeout, 503 when this node
     /// has no connection to spare, 400 for a request that cannot be sent on or whose body failed,
-    /// else 502.
+    /// 408 for one whose body was too slow, else 502.
     pub fn status(&self) -> StatusCode {
         match self.kind {
             ErrorKind::Busy | ErrorKind::Timeout(Phase::Queue) => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
             ErrorKind::RequestBody | ErrorKind::Unsendable => StatusCode::BAD_REQUEST,
+            ErrorKind::RequestTooSlow => StatusCode::REQUEST_TIMEOUT,
             _ => StatusCode::BAD_GATEWAY,
         }
     }
@@ -130,6 +134,7 @@ impl OriginError {
             ErrorKind::Protocol => "http_protocol_error",
             ErrorKind::Truncated => "http_response_incomplete",
             ErrorKind::RequestBody => "http_request_error",
+            ErrorKind::RequestTooSlow => "http_request_timeout",
             ErrorKind::Unsendable => "http_request_denied",
         }
     }
@@ -137,6 +142,9 @@ impl OriginError {
     /// The origin cannot be reached or does not answer, as RFC 5861's and RFC 9111 §4.2.4's stale
     /// responses ask; `false` for the client's own faults.
     pub fn is_unreachable(&self) -> bool {
-        !matches!(self.kind, ErrorKind::RequestBody | ErrorKind::Unsendable)
+        !matches!(
+            self.kind,
+            ErrorKind::RequestBody | ErrorKind::RequestTooSlow | ErrorKind::Unsendable
+        )
     }
 }

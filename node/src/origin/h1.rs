@@ -468,8 +468,10 @@ impl AsyncWrite for Upgraded {
 /// A running upload; dropping it stops it.
 struct Upload(JoinHandle<Result<(), UploadFailed>>);
 
+const BROKEN: UploadFailed = UploadFailed::Source(SourceFailed::RequestBody);
+
 enum UploadFailed {
-    Source,
+    Source(SourceFailed),
     Write(WriteFailed),
 }
 
@@ -483,10 +485,7 @@ impl UploadFailed {
     /// reading finds out.
     fn into_error(self) -> Option<OriginError> {
         match self {
-            Self::Source => Some(OriginError::new(
-                ErrorKind::RequestBody,
-                SourceFailed.to_string(),
-            )),
+            Self::Source(failed) => Some(failed.into_error()),
             Self::Write(WriteFailed::Timeout) => Some(OriginError::timeout(Phase::Write)),
             Self::Write(WriteFailed::Io) => None,
         }
@@ -506,7 +505,7 @@ impl Future for Upload {
         // A task that ended without a result was a source that panicked.
         Pin::new(&mut self.0)
             .poll(cx)
-            .map(|ended| ended.unwrap_or(Err(UploadFailed::Source)))
+            .map(|ended| ended.unwrap_or(Err(BROKEN)))
     }
 }
 
@@ -531,13 +530,11 @@ async fn upload(
     loop {
         let frame = std::future::poll_fn(|cx| source.as_mut().poll_frame(cx)).await;
         match (frame, &mut left) {
-            (Some(Err(SourceFailed)), _) => return Err(UploadFailed::Source),
+            (Some(Err(failed)), _) => return Err(UploadFailed::Source(failed)),
             (Some(Ok(Frame::Trailers(fields))), _) => trailers = fields,
             (Some(Ok(Frame::Data(data))), _) if data.is_empty() => {}
             (Some(Ok(Frame::Data(mut data))), Some(left)) => {
-                *left = left
-                    .checked_sub(data.len() as u64)
-                    .ok_or(UploadFailed::Source)?;
+                *left = left.checked_sub(data.len() as u64).ok_or(BROKEN)?;
                 write(&mut io, &mut data, write_timeout)
                     .await
                     .map_err(UploadFailed::Write)?;
@@ -550,7 +547,7 @@ async fn upload(
                     .map_err(UploadFailed::Write)?;
             }
             (None, Some(0)) => return Ok(()),
-            (None, Some(_)) => return Err(UploadFailed::Source),
+            (None, Some(_)) => return Err(BROKEN),
             (None, None) => {
                 encode::last_chunk(&mut line, &trailers);
                 return write(&mut io, &mut line, write_timeout)

@@ -352,12 +352,11 @@ fn classify(error: &hyper::Error, progress: &Progress) -> OriginError {
         || error.is_closed()
         || error.is_canceled()
         || LOST.iter().any(|lost| words.contains(lost));
-    let kind = match (progress.is_failed.get(), is_lost) {
-        (true, _) => ErrorKind::RequestBody,
-        (false, true) => ErrorKind::Closed,
-        (false, false) => ErrorKind::Protocol,
-    };
-    OriginError::new(kind, message)
+    match (progress.failed.get(), is_lost) {
+        (Some(failed), _) => failed.into_error(),
+        (None, true) => OriginError::new(ErrorKind::Closed, message),
+        (None, false) => OriginError::new(ErrorKind::Protocol, message),
+    }
 }
 
 fn describe(error: &hyper::Error) -> String {
@@ -371,7 +370,7 @@ fn describe(error: &hyper::Error) -> String {
 struct Progress {
     since: Cell<Instant>,
     waits_for: Cell<WaitsFor>,
-    is_failed: Cell<bool>,
+    failed: Cell<Option<SourceFailed>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -389,7 +388,7 @@ impl Default for Progress {
         Self {
             since: Cell::new(Instant::now()),
             waits_for: Cell::new(WaitsFor::Origin),
-            is_failed: Cell::new(false),
+            failed: Cell::new(None),
         }
     }
 }
@@ -442,10 +441,13 @@ impl UploadBody {
         }
     }
 
-    fn fail(&mut self) -> Poll<Option<Result<http_body::Frame<Bytes>, SourceFailed>>> {
-        self.progress.is_failed.set(true);
+    fn fail(
+        &mut self,
+        failed: SourceFailed,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, SourceFailed>>> {
+        self.progress.failed.set(Some(failed));
         self.source = None;
-        Poll::Ready(Some(Err(SourceFailed)))
+        Poll::Ready(Some(Err(failed)))
     }
 }
 
@@ -471,7 +473,7 @@ impl http_body::Body for UploadBody {
                 if let Some(left) = &mut this.left {
                     match left.checked_sub(data.len() as u64) {
                         Some(rest) => *left = rest,
-                        None => return this.fail(),
+                        None => return this.fail(SourceFailed::RequestBody),
                     }
                 }
                 Poll::Ready(Some(Ok(http_body::Frame::data(data))))
@@ -484,7 +486,8 @@ impl http_body::Body for UploadBody {
                 this.progress.note(WaitsFor::Answer);
                 Poll::Ready(None)
             }
-            None | Some(Err(SourceFailed)) => this.fail(),
+            None => this.fail(SourceFailed::RequestBody),
+            Some(Err(failed)) => this.fail(failed),
         }
     }
 

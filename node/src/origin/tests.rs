@@ -1064,8 +1064,8 @@ fn a_failed_source_cuts_the_request() {
     play(async {
         // (announced length, what the source does)
         let table = [
-            (None, vec![data("a"), Err(SourceFailed)]),
-            (Some(4), vec![data("a"), Err(SourceFailed)]),
+            (None, vec![data("a"), Err(SourceFailed::RequestBody)]),
+            (Some(4), vec![data("a"), Err(SourceFailed::RequestBody)]),
             (Some(4), vec![data("abc")]),
             (Some(4), vec![data("abcde")]),
         ];
@@ -1483,7 +1483,7 @@ mod http2 {
             let Some(Ok(Frame::Data(_))) = response.body.frame().await else {
                 panic!()
             };
-            feeder.send(Err(SourceFailed)).unwrap();
+            feeder.send(Err(SourceFailed::RequestBody)).unwrap();
             let error = response.body.frame().await.unwrap().unwrap_err();
             assert_eq!(error.kind, ErrorKind::RequestBody, "{error}");
         });

@@ -570,8 +570,9 @@ pub struct RequestBody<Io> {
 /// Why a request's body stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestBodyError {
-    /// The client broke off, or was too slow.
+    /// The client broke off.
     Gone,
+    TooSlow,
     Malformed,
 }
 
@@ -690,9 +691,19 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBody<Io> {
                 return Poll::Ready(Some(Err(RequestBodyError::Gone)));
             }
             match ready!(self.io.poll_fill_paced(cx)) {
-                Ok(0) | Err(_) => return Poll::Ready(Some(Err(RequestBodyError::Gone))),
+                Ok(0) => return Poll::Ready(Some(Err(RequestBodyError::Gone))),
                 Ok(_) => {}
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
             }
+        }
+    }
+}
+
+impl From<std::io::Error> for RequestBodyError {
+    fn from(error: std::io::Error) -> RequestBodyError {
+        match error.kind() {
+            std::io::ErrorKind::TimedOut => RequestBodyError::TooSlow,
+            _ => RequestBodyError::Gone,
         }
     }
 }

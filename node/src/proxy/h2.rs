@@ -26,9 +26,9 @@ use tokio::time::{Instant, Sleep};
 
 use crate::cache::head::Head;
 use crate::origin::{self, RequestBodySource, SourceFailed};
-use crate::proxy::Proxy;
+use crate::proxy::io::Pace;
 use crate::proxy::message::{Body, Client, ClientBody, Request, Response};
-use crate::proxy::respond;
+use crate::proxy::{Limits, Proxy, respond};
 use crate::semantics::key;
 use crate::tasks::Tasks;
 use crate::telemetry::BadRequest;
@@ -169,10 +169,7 @@ fn accept(
         true => ClientBody::Empty,
         false => ClientBody::Stream {
             length: body.size_hint().exact(),
-            source: Box::pin(Source {
-                body,
-                pace: Stall::new(proxy.limits().write_timeout),
-            }),
+            source: Box::pin(Source::new(body, &proxy.limits())),
         },
     };
     headers.remove(header::CONTENT_LENGTH);
@@ -441,10 +438,52 @@ impl http_body::Body for Outgoing {
     }
 }
 
-/// A request's body, which must keep coming.
+/// A request's body, which must keep coming, and come whole in time. One timer watches over both.
 struct Source {
     body: Incoming,
-    pace: Stall,
+    pace: Pace,
+    /// Bytes since the timer was set.
+    moved: u64,
+    /// When the body must have come whole.
+    until: Instant,
+    /// The end of the window that `moved` is held against, or `until` if that is sooner.
+    timer: Pin<Box<Sleep>>,
+    /// It was asked for a frame, and has none yet.
+    waits: bool,
+}
+
+impl Source {
+    fn new(body: Incoming, limits: &Limits) -> Source {
+        let pace = Pace {
+            stall: limits.header_timeout,
+            min_rate: limits.body_rate,
+        };
+        let now = Instant::now();
+        let until = now + limits.request_timeout;
+        Source {
+            body,
+            pace,
+            moved: 0,
+            until,
+            timer: Box::pin(tokio::time::sleep_until(until.min(now + pace.stall))),
+            waits: false,
+        }
+    }
+
+    /// `waited`: the client was waited for before this poll too. A window that has ended while nobody
+    /// asked for more is the origin's, and says nothing about the client.
+    fn poll_too_slow(&mut self, cx: &mut Context<'_>, waited: bool) -> Poll<()> {
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            let now = Instant::now();
+            if now >= self.until || waited && self.moved < self.pace.least() {
+                return Poll::Ready(());
+            }
+            self.moved = 0;
+            let next = self.until.min(now + self.pace.stall);
+            self.timer.as_mut().reset(next);
+        }
+    }
 }
 
 impl RequestBodySource for Source {
@@ -455,16 +494,20 @@ impl RequestBodySource for Source {
         let this = &mut *self;
         let frame = match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Pending => {
-                ready!(this.pace.poll_stalled(cx));
-                return Poll::Ready(Some(Err(SourceFailed)));
+                let waited = std::mem::replace(&mut this.waits, true);
+                ready!(this.poll_too_slow(cx, waited));
+                return Poll::Ready(Some(Err(SourceFailed::RequestTooSlow)));
             }
             Poll::Ready(frame) => frame,
         };
-        this.pace.moved();
+        this.waits = false;
         Poll::Ready(frame.map(|frame| {
-            let frame = frame.map_err(|_| SourceFailed)?;
+            let frame = frame.map_err(|_| SourceFailed::RequestBody)?;
             match frame.into_data() {
-                Ok(data) => Ok(origin::Frame::Data(data)),
+                Ok(data) => {
+                    this.moved += data.len() as u64;
+                    Ok(origin::Frame::Data(data))
+                }
                 Err(frame) => match frame.into_trailers() {
                     Ok(fields) => Ok(origin::Frame::Trailers(fields)),
                     Err(_) => Ok(origin::Frame::Data(Bytes::new())),

@@ -35,6 +35,13 @@ pub struct Pace {
     pub min_rate: u64,
 }
 
+impl Pace {
+    /// Bytes that each `stall` must bring.
+    pub fn least(&self) -> u64 {
+        ((self.min_rate as f64 * self.stall.as_secs_f64()) as u64).max(1)
+    }
+}
+
 /// A deadline that is moved with every request but only seldom re-armed.
 struct Deadline {
     until: Cell<Option<Instant>>,
@@ -114,8 +121,7 @@ impl Progress {
     fn poll_too_slow(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
         loop {
             ready!(self.deadline.poll_expired(cx));
-            let wanted = (self.pace.min_rate as f64 * self.pace.stall.as_secs_f64()) as u64;
-            if self.moved.get() < wanted.max(1) {
+            if self.moved.get() < self.pace.least() {
                 return Poll::Ready(io::ErrorKind::TimedOut.into());
             }
             self.start();

@@ -144,9 +144,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBodySource for Http1Source<Io> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame, SourceFailed>>> {
-        self.0
-            .poll_piece(cx)
-            .map(|piece| piece.map(|piece| piece.map_err(|_| SourceFailed)))
+        self.0.poll_piece(cx).map(|piece| {
+            piece.map(|piece| {
+                piece.map_err(|error| match error {
+                    h1::RequestBodyError::TooSlow => SourceFailed::RequestTooSlow,
+                    _ => SourceFailed::RequestBody,
+                })
+            })
+        })
     }
 }
 

@@ -80,6 +80,7 @@ pub fn failed(failure: Failure, how: How, report: Report) -> Response {
         Failure::GatewayTimeout(_) | Failure::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
         Failure::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
         Failure::BadRequest(_) => StatusCode::BAD_REQUEST,
+        Failure::RequestTimeout(_) => StatusCode::REQUEST_TIMEOUT,
     };
     let detail = Some(failure.detail());
     made_up(status, How { detail, ..how }, report)
