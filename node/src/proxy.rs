@@ -226,10 +226,13 @@ impl Proxy {
         body: ClientBody,
         pending: Pending,
     ) -> Response {
-        match pending {
+        let awaited = Awaited::new(self);
+        let response = match pending {
             Pending::Cacheable(question, found) => self.cached(*question, found).await,
             Pending::Pass(route) => self.pass(&request, body, &route).await,
-        }
+        };
+        awaited.end();
+        response
     }
 
     /// Requests that are answered here, whatever origin they are for.
@@ -455,6 +458,10 @@ impl Proxy {
     pub fn count_malformed(&self, error: &HeadError) {
         let reason = match error {
             HeadError::Malformed(_) => BadRequest::Syntax,
+            HeadError::Framing(_) => BadRequest::Framing,
+            HeadError::Host(_) => BadRequest::Host,
+            HeadError::Target(_) => BadRequest::Target,
+            HeadError::Method(_) => BadRequest::Method,
             HeadError::NotSupported(_) => BadRequest::TransferEncoding,
             HeadError::TargetTooLong => BadRequest::UriTooLong,
             HeadError::TooLarge => BadRequest::HeadersTooLarge,
@@ -479,6 +486,30 @@ pub enum Pending {
     Cacheable(Box<Question>, Option<(Arc<Stored>, How)>),
     /// The cache has no part in it.
     Pass(Route),
+}
+
+/// An answer that a client waits for. Dropped before its end, the client has left.
+struct Awaited<'p> {
+    proxy: &'p Proxy,
+    over: bool,
+}
+
+impl<'p> Awaited<'p> {
+    fn new(proxy: &'p Proxy) -> Awaited<'p> {
+        Awaited { proxy, over: false }
+    }
+
+    fn end(mut self) {
+        self.over = true;
+    }
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            self.proxy.count_client_gone();
+        }
+    }
 }
 
 /// Where a request goes and what its client is believed.

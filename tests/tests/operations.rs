@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use caje_node::config::{AccessFormat, OriginUrl};
-use caje_node::telemetry::Label;
-use caje_tests::{CANARY, End, Folder, Node, Origin, Program, settings, until};
+use caje_node::telemetry::{Label, TimeoutPhase};
+use caje_tests::{
+    CANARY, Connection, End, Folder, Http2, Node, Origin, Program, RawHttp2, settings, until,
+};
 use nix::sys::signal::Signal;
 
 const SIZE: u64 = 300_000;
@@ -502,4 +504,157 @@ async fn the_log_cannot_be_forged() {
         let lines = String::from_utf8_lossy(&bytes).lines().count();
         assert!(lines <= 2, "{}", String::from_utf8_lossy(&bytes));
     }
+}
+
+/// Each refused request counts under what is wrong with it.
+#[tokio::test]
+async fn bad_requests_are_counted_by_reason() {
+    let origin = Origin::start().await;
+    origin.prefix("/").body("x");
+    let node = Node::start(&origin).await;
+    let chunked = "POST /a HTTP/1.1\r\nhost: a.example\r\ntransfer-encoding: chunked\r\n\r\nno\r\n";
+    for (reason, sent, status) in [
+        ("syntax", "GET  /a HTTP/1.1\r\nhost: a.example\r\n\r\n", 400),
+        ("host", "GET /a HTTP/1.1\r\nhost: a b\r\n\r\n", 400),
+        (
+            "framing",
+            "GET /a HTTP/1.1\r\nhost: a.example\r\ncontent-length: x\r\n\r\n",
+            400,
+        ),
+        (
+            "transfer_encoding",
+            "GET /a HTTP/1.1\r\nhost: a.example\r\ntransfer-encoding: gzip\r\n\r\n",
+            501,
+        ),
+        ("target", "GET * HTTP/1.1\r\nhost: a.example\r\n\r\n", 400),
+        (
+            "method",
+            "CONNECT a.example:443 HTTP/1.1\r\nhost: a.example:443\r\n\r\n",
+            501,
+        ),
+        ("body", chunked, 400),
+    ] {
+        let mut connection = node.connect().await;
+        connection.send(sent).await;
+        connection.answer("GET").await.expect(status);
+        let series = format!("caje_bad_requests_total{{reason=\"{reason}\"}}");
+        let what = format!("{reason} to be counted");
+        node.until(&what, |metrics| {
+            metrics.render().contains(&format!("{series} 1\n"))
+        })
+        .await;
+    }
+}
+
+/// What clients send is counted in bytes, over both versions.
+#[tokio::test]
+async fn what_clients_send_is_counted() {
+    let origin = Origin::start().await;
+    origin.prefix("/").body("x");
+    let node = Node::start(&origin).await;
+    let upload = node.post("/a").body(vec![b'x'; 50_000]);
+    let sent = upload.bytes().len() as u64;
+    upload.await.says("x");
+    let counted = |n: u64| {
+        let node = &node;
+        async move {
+            node.until("bytes", |metrics| metrics.request_bytes.total() >= n)
+                .await;
+            node.metrics().request_bytes.total()
+        }
+    };
+    assert_eq!(counted(sent).await, sent);
+    let mut client = Http2::to(node.address()).await;
+    assert_eq!(client.get("/b").await.status(), 200);
+    drop(client);
+    assert!(counted(sent + 1).await > sent + 50);
+}
+
+/// Clients that are too slow count under what they were too slow with; those that leave count too.
+#[tokio::test]
+async fn clients_that_are_slow_or_leave_are_counted() {
+    let origin = Origin::start().await;
+    let large = origin.prefix("/large").generated(64 << 20);
+    let _ = large.cache_control("no-store");
+    origin.any("/a").body("x");
+    let short = Duration::from_millis(150);
+    let node = Node::with(&origin, |config| {
+        config.limits.idle_timeout = short;
+        config.limits.header_timeout = short;
+        config.limits.write_timeout = short;
+    })
+    .await;
+    let timeouts = |phase, n| {
+        let node = &node;
+        async move {
+            node.until("a timeout to be counted", |metrics| {
+                metrics.client_timeouts.get(phase) == n
+            })
+            .await;
+        }
+    };
+    let gone = |n| {
+        let node = &node;
+        async move {
+            node.until("a client to be counted as gone", |metrics| {
+                metrics.clients_gone.total() == n
+            })
+            .await;
+        }
+    };
+    // Over HTTP/1.1: idle, in its body, in its answer; then leaving in both.
+    let mut connection = node.connect().await;
+    connection.get("/a").await.says("x");
+    connection.is_closed().await;
+    timeouts(TimeoutPhase::Idle, 1).await;
+    let upload = "POST /a HTTP/1.1\r\nhost: a.example\r\ncontent-length: 10\r\n\r\nhello";
+    let mut connection = node.connect().await;
+    connection.send(upload).await;
+    connection.answer("POST").await.expect(408);
+    timeouts(TimeoutPhase::Body, 1).await;
+    let mut connection = Connection::narrow(node.address()).await;
+    connection.send(node.get("/large").bytes()).await;
+    timeouts(TimeoutPhase::Write, 1).await;
+    gone(0).await;
+    let mut running = node.get("/large").open().await;
+    running.take(1000).await;
+    running.leave();
+    gone(1).await;
+    let mut connection = node.connect().await;
+    connection.send(upload).await;
+    origin.wait_requests("/a", 3).await;
+    connection.reset();
+    gone(2).await;
+    // Over HTTP/2.
+    let upload = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "a.example"),
+        (":path", "/a"),
+    ];
+    let mut raw = RawHttp2::to(node.address()).await;
+    raw.headers(1, false, &upload).await;
+    while raw.next().await.is_some() {}
+    timeouts(TimeoutPhase::Body, 2).await;
+    timeouts(TimeoutPhase::Idle, 2).await;
+    let get = [
+        (":method", "GET"),
+        upload[1],
+        upload[2],
+        (":path", "/large"),
+    ];
+    let mut raw = RawHttp2::to(node.address()).await;
+    raw.headers(1, true, &get).await;
+    timeouts(TimeoutPhase::Write, 2).await;
+    drop(raw);
+    node.open_connections(0).await;
+    let gate = origin.get("/held").body("x").gated();
+    let mut raw = RawHttp2::to(node.address()).await;
+    raw.headers(1, true, &[upload[1], upload[2], get[0], (":path", "/held")])
+        .await;
+    gate.reached().await;
+    drop(raw);
+    gone(3).await;
+    gate.open();
+    assert_eq!(node.metrics().client_timeouts.total(), 6);
 }

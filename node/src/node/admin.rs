@@ -195,9 +195,7 @@ fn sample_store(metrics: &Metrics, store: &Store) {
     metrics
         .store_reads
         .set(Tier::Memory, counted.memory_hits.load(Ordering::Relaxed));
-    metrics
-        .store_read_bytes
-        .set(Tier::Disk, read(&counted.read_bytes));
+    metrics.store_read_bytes.set((), read(&counted.read_bytes));
     metrics.store_writes.set((), read(&counted.writes));
     metrics
         .store_written_bytes

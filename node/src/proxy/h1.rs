@@ -29,13 +29,13 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::proxy::connection::LAST_CALL;
-use crate::proxy::io::{ClientIo, Pace};
+use crate::proxy::io::{ClientIo, Pace, Received};
 use crate::proxy::message::{
     Body, Client, ClientBody, Interims, LastAuthority, Piece, Request, Response,
 };
 use crate::proxy::respond;
 use crate::proxy::{Limits, Pending, Proxy, tunnel};
-use crate::telemetry::TimeoutPhase;
+use crate::telemetry::{BadRequest, TimeoutPhase};
 use crate::wire::{
     BodyDecoder, Decoded, Framing, HeadError, RequestHead, encode, parse_request_head,
 };
@@ -61,7 +61,8 @@ where
         stall: limits.write_timeout,
         min_rate: 0,
     };
-    let io = ClientIo::new(io, inbox, read_pace, write_pace);
+    let received = Received::new(proxy.shared.metrics.clone(), inbox.len());
+    let io = ClientIo::new(io, inbox, received, read_pace, write_pace);
     let draining = proxy.draining.clone();
     let mut connection = Connection {
         drain: Box::pin(async move { draining.begun().await }),
@@ -161,6 +162,9 @@ where
                 }
             };
             match read {
+                Err(error) if deadline.is_none() && is_timeout(&error) => {
+                    return Err(HeadEnd::Idle);
+                }
                 Ok(0) | Err(_) if deadline.is_none() => return Err(HeadEnd::Closed),
                 Ok(0) => {
                     return Err(HeadEnd::Malformed(HeadError::Malformed(
@@ -176,6 +180,10 @@ where
     async fn refuse(&mut self, end: HeadEnd) -> After {
         let status = match end {
             HeadEnd::Closed => return CLOSE,
+            HeadEnd::Idle => {
+                self.proxy.count_timeout(TimeoutPhase::Idle);
+                return CLOSE;
+            }
             HeadEnd::TimedOut => {
                 self.proxy.count_timeout(TimeoutPhase::Head);
                 StatusCode::REQUEST_TIMEOUT
@@ -236,17 +244,45 @@ where
             // The origin answered first, and still takes the rest.
             body.given_back().await;
         }
-        match outcome {
-            Ok(Ending::KeepAlive) if self.drained(body.as_deref()).await => After::NextRequest,
-            Ok(_) => After::Close { lingering: true },
-            Err(interrupted) => {
+        let drained = match outcome {
+            Ok(Ending::KeepAlive) => self.drained(body.as_deref()).await,
+            _ => false,
+        };
+        let interrupted = outcome.err();
+        if interrupted.is_some() || body.is_some() {
+            self.count_failure(interrupted, body.and_then(|body| body.failed.get()));
+        }
+        match interrupted {
+            None if drained => After::NextRequest,
+            None => After::Close { lingering: true },
+            Some(interrupted) => {
                 let is_end_of_body = version == Version::HTTP_10 && response.length.is_none();
-                if interrupted == Interrupted::ByClient || is_end_of_body {
+                if interrupted != Interrupted::Upstream || is_end_of_body {
                     self.io.reset_at_end();
                     return After::Gone;
                 }
                 CLOSE
             }
+        }
+    }
+
+    /// Counts what was the client's doing: once, though both directions end with it.
+    fn count_failure(&self, answer: Option<Interrupted>, body: Option<RequestBodyError>) {
+        let proxy = &self.proxy;
+        match (answer, body) {
+            (_, Some(RequestBodyError::TooSlow)) => proxy.count_timeout(TimeoutPhase::Body),
+            (_, Some(RequestBodyError::Malformed)) => {
+                proxy
+                    .shared
+                    .metrics
+                    .bad_requests
+                    .increment(BadRequest::Body);
+            }
+            (Some(Interrupted::ClientTooSlow), _) => proxy.count_timeout(TimeoutPhase::Write),
+            (Some(Interrupted::ClientGone), _) | (_, Some(RequestBodyError::Gone)) => {
+                proxy.count_client_gone();
+            }
+            (Some(Interrupted::Upstream) | None, None) => {}
         }
     }
 
@@ -273,10 +309,7 @@ where
                     return Some(response);
                 }
                 () = self.interims.wait() => self.send_interims().await?,
-                () = self.io.gone(), if body.is_none_or(|body| body.is_read()) => {
-                    self.proxy.count_client_gone();
-                    return None;
-                }
+                () = self.io.gone(), if body.is_none_or(|body| body.is_read()) => return None,
             }
         }
     }
@@ -402,7 +435,7 @@ where
                             piece = next => piece,
                             // While a request's body is read, that is who hears of the end.
                             () = self.io.gone(), if request_body.is_none_or(RequestBody::is_read) => {
-                                return Err(Interrupted::ByClient);
+                                return Err(Interrupted::ClientGone);
                             }
                         }
                     }
@@ -412,7 +445,7 @@ where
                 Some(Ok(Piece::Data(bytes))) => {
                     left = left
                         .checked_sub(bytes.len() as u64)
-                        .ok_or(Interrupted::ByUpstream)?;
+                        .ok_or(Interrupted::Upstream)?;
                     response.report.sent_bytes += bytes.len() as u64;
                     self.write_framed(framing, bytes).await?;
                 }
@@ -423,12 +456,12 @@ where
                     if !self.out.is_empty() {
                         self.write(Bytes::new()).await?;
                     }
-                    return Err(Interrupted::ByUpstream);
+                    return Err(Interrupted::Upstream);
                 }
                 None if framing == Framing::Chunked || left == 0 || left > u64::MAX / 2 => {
                     return self.write_end(framing, trailers).await;
                 }
-                None => return Err(Interrupted::ByUpstream),
+                None => return Err(Interrupted::Upstream),
             }
         }
     }
@@ -529,6 +562,9 @@ where
 /// Why no request head came.
 enum HeadEnd {
     Closed,
+    /// Nothing came for too long.
+    Idle,
+    /// It began, and did not end in time.
     TimedOut,
     Malformed(HeadError),
 }
@@ -542,15 +578,25 @@ enum Ending {
 /// Why the answer could not be sent whole.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Interrupted {
-    /// It left, or takes nothing. What it has not taken is the kernel's to keep until the end is a reset.
-    ByClient,
-    ByUpstream,
+    /// It left: what it has not taken is the kernel's to keep until the end is a reset.
+    ClientGone,
+    /// It takes nothing: the same.
+    ClientTooSlow,
+    /// What was to be sent did not come.
+    Upstream,
 }
 
 impl From<std::io::Error> for Interrupted {
-    fn from(_: std::io::Error) -> Interrupted {
-        Interrupted::ByClient
+    fn from(error: std::io::Error) -> Interrupted {
+        match is_timeout(&error) {
+            true => Interrupted::ClientTooSlow,
+            false => Interrupted::ClientGone,
+        }
     }
+}
+
+fn is_timeout(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::TimedOut
 }
 
 /// A request's body on its connection.
@@ -561,7 +607,7 @@ pub struct RequestBody<Io> {
     /// The client waits for `100 Continue` before it sends.
     awaits_continue: Cell<bool>,
     started: Cell<bool>,
-    failed: Cell<bool>,
+    failed: Cell<Option<RequestBodyError>>,
     /// Somebody else reads it: two readers would each miss what the other got.
     lent: Cell<bool>,
     returned: Notify,
@@ -589,7 +635,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBody<Io> {
             limits,
             awaits_continue: Cell::new(awaits_continue),
             started: Cell::new(false),
-            failed: Cell::new(false),
+            failed: Cell::new(None),
             lent: Cell::new(false),
             returned: Notify::new(),
         }
@@ -612,13 +658,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBody<Io> {
     }
 
     fn is_read(&self) -> bool {
-        self.decoder.borrow().is_end() || self.failed.get()
+        self.decoder.borrow().is_end() || self.failed.get().is_some()
     }
 
     /// Whether the rest is little enough to be read, and certain to come.
     fn is_drainable(&self) -> bool {
         let decoder = self.decoder.borrow();
-        !self.failed.get()
+        self.failed.get().is_none()
             && (decoder.is_end()
                 || !self.awaits_continue.get()
                     && decoder.expected_bytes() <= self.limits.max_drained_body)
@@ -655,8 +701,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBody<Io> {
                 self.io.stop_reading_body();
                 self.returned.notify_one();
             }
-            Some(Err(_)) => {
-                self.failed.set(true);
+            Some(Err(error)) => {
+                self.failed.set(Some(*error));
                 self.returned.notify_one();
             }
             Some(Ok(_)) => {}
@@ -665,8 +711,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBody<Io> {
     }
 
     fn poll_decoded(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, RequestBodyError>>> {
-        if self.failed.get() {
-            return Poll::Ready(Some(Err(RequestBodyError::Gone)));
+        if let Some(error) = self.failed.get() {
+            return Poll::Ready(Some(Err(error)));
         }
         loop {
             let decoded = self
@@ -701,9 +747,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBody<Io> {
 
 impl From<std::io::Error> for RequestBodyError {
     fn from(error: std::io::Error) -> RequestBodyError {
-        match error.kind() {
-            std::io::ErrorKind::TimedOut => RequestBodyError::TooSlow,
-            _ => RequestBodyError::Gone,
+        match is_timeout(&error) {
+            true => RequestBodyError::TooSlow,
+            false => RequestBodyError::Gone,
         }
     }
 }

@@ -26,12 +26,12 @@ use tokio::time::{Instant, Sleep};
 
 use crate::cache::head::Head;
 use crate::origin::{self, RequestBodySource, SourceFailed};
-use crate::proxy::io::Pace;
+use crate::proxy::io::{Pace, Received};
 use crate::proxy::message::{Body, Client, ClientBody, Request, Response};
-use crate::proxy::{Limits, Proxy, respond};
+use crate::proxy::{Proxy, respond};
 use crate::semantics::key;
 use crate::tasks::Tasks;
-use crate::telemetry::BadRequest;
+use crate::telemetry::{BadRequest, TimeoutPhase};
 
 /// How often an idle connection is asked whether it lives, and how long it may take to say so.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -62,7 +62,8 @@ where
     let limits = proxy.limits();
     // A request may take its origin longer than a connection may idle; pings go on meanwhile.
     let silence = limits.idle_timeout.max(PING_INTERVAL + PING_TIMEOUT);
-    let io = TokioIo::new(Watched::new(io, inbox.freeze(), silence));
+    let received = Received::new(proxy.shared.metrics.clone(), inbox.len());
+    let io = TokioIo::new(Watched::new(io, inbox.freeze(), received, silence));
     let streams = Rc::new(Streams::default());
     let service = {
         let (proxy, streams) = (proxy.clone(), streams.clone());
@@ -93,7 +94,10 @@ where
         // What is left then is bounded by the node's drain time.
         () = proxy.draining.begun() => None,
         // Answers to our pings keep the socket moving: only streams count.
-        () = streams.idle(limits.idle_timeout, limits.write_timeout) => Some(limits.write_timeout),
+        () = streams.idle(limits.idle_timeout, limits.write_timeout, &proxy) => {
+            proxy.count_timeout(TimeoutPhase::Idle);
+            Some(limits.write_timeout)
+        }
     };
     connection.as_mut().graceful_shutdown();
     // A peer that has fallen silent does not answer this either.
@@ -169,7 +173,7 @@ fn accept(
         true => ClientBody::Empty,
         false => ClientBody::Stream {
             length: body.size_hint().exact(),
-            source: Box::pin(Source::new(body, &proxy.limits())),
+            source: Box::pin(Source::new(body, proxy.clone())),
         },
     };
     headers.remove(header::CONTENT_LENGTH);
@@ -277,7 +281,7 @@ impl Streams {
 
     /// Completes when there has been no stream for `idle`. Meanwhile lets go of the answers whose
     /// client has taken nothing for `stall`.
-    async fn idle(&self, idle: Duration, stall: Duration) {
+    async fn idle(&self, idle: Duration, stall: Duration, proxy: &Proxy) {
         let begun = Instant::now();
         loop {
             tokio::time::sleep(idle.min(stall) / 4).await;
@@ -289,7 +293,9 @@ impl Streams {
                 .filter_map(Weak::upgrade)
                 .collect();
             for stream in &open {
-                stream.expire(now, stall);
+                if stream.expire(now, stall) {
+                    proxy.count_timeout(TimeoutPhase::Write);
+                }
             }
             if !open.is_empty() {
                 self.used.set(Some(now));
@@ -310,12 +316,14 @@ struct Stream {
 }
 
 impl Stream {
-    /// Gives the body up: the stream is reset once the client wants more of it.
-    fn expire(&self, now: Instant, stall: Duration) {
-        if self.blocked.get().is_some_and(|since| now >= since + stall) {
-            self.expired.set(true);
-            self.pieces.take();
+    /// Gives the body up when the client has taken nothing for `stall`: the stream is reset once it
+    /// wants more. Whether that has happened now.
+    fn expire(&self, now: Instant, stall: Duration) -> bool {
+        if self.blocked.get().is_none_or(|since| now < since + stall) {
+            return false;
         }
+        self.pieces.take();
+        !self.expired.replace(true)
     }
 }
 
@@ -325,6 +333,8 @@ struct Outgoing {
     /// Settled when the body ends, however it does.
     report: Option<(Response, Rc<Proxy>)>,
     complete: bool,
+    /// What was to be sent did not come.
+    failed: bool,
 }
 
 type Step = (Body, Option<Result<origin::Frame, crate::cache::BodyError>>);
@@ -340,6 +350,7 @@ impl Outgoing {
             stream,
             report: None,
             complete: true,
+            failed: false,
         }
     }
 
@@ -352,6 +363,7 @@ impl Outgoing {
             stream,
             report: Some((response, proxy)),
             complete: is_empty,
+            failed: false,
         }
     }
 }
@@ -369,6 +381,9 @@ impl Drop for Outgoing {
     fn drop(&mut self) {
         if let Some((response, proxy)) = self.report.take() {
             proxy.finished(&response, self.complete);
+            if !self.complete && !self.failed && !self.stream.expired.get() {
+                proxy.count_client_gone();
+            }
         }
     }
 }
@@ -415,9 +430,15 @@ impl http_body::Body for Outgoing {
                 Poll::Ready(Some(Ok(Frame::trailers(fields))))
             }
             // The stream is reset: nobody takes what came for the whole.
-            Some(Err(error)) => Poll::Ready(Some(Err(io::Error::other(error)))),
+            Some(Err(error)) => {
+                self.failed = true;
+                Poll::Ready(Some(Err(io::Error::other(error))))
+            }
             // RFC 9113 §8.1.1: fewer than announced must not look like the end.
-            None if self.is_short() => Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
+            None if self.is_short() => {
+                self.failed = true;
+                Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())))
+            }
             None => {
                 self.complete = true;
                 Poll::Ready(None)
@@ -440,6 +461,7 @@ impl http_body::Body for Outgoing {
 
 /// A request's body, which must keep coming, and come whole in time. One timer watches over both.
 struct Source {
+    proxy: Rc<Proxy>,
     body: Incoming,
     pace: Pace,
     /// Bytes since the timer was set.
@@ -453,7 +475,8 @@ struct Source {
 }
 
 impl Source {
-    fn new(body: Incoming, limits: &Limits) -> Source {
+    fn new(body: Incoming, proxy: Rc<Proxy>) -> Source {
+        let limits = proxy.limits();
         let pace = Pace {
             stall: limits.header_timeout,
             min_rate: limits.body_rate,
@@ -461,6 +484,7 @@ impl Source {
         let now = Instant::now();
         let until = now + limits.request_timeout;
         Source {
+            proxy,
             body,
             pace,
             moved: 0,
@@ -496,6 +520,7 @@ impl RequestBodySource for Source {
             Poll::Pending => {
                 let waited = std::mem::replace(&mut this.waits, true);
                 ready!(this.poll_too_slow(cx, waited));
+                this.proxy.count_timeout(TimeoutPhase::Body);
                 return Poll::Ready(Some(Err(SourceFailed::RequestTooSlow)));
             }
             Poll::Ready(frame) => frame,
@@ -544,14 +569,16 @@ impl Stall {
 struct Watched<Io> {
     io: Io,
     first: Bytes,
+    received: Received,
     stall: Stall,
 }
 
 impl<Io> Watched<Io> {
-    fn new(io: Io, first: Bytes, idle: Duration) -> Watched<Io> {
+    fn new(io: Io, first: Bytes, received: Received, idle: Duration) -> Watched<Io> {
         Watched {
             io,
             first,
+            received,
             stall: Stall::new(idle),
         }
     }
@@ -583,7 +610,9 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Watched<Io> {
             this.first.advance(count);
             return Poll::Ready(Ok(()));
         }
+        let before = buffer.filled().len();
         let polled = Pin::new(&mut this.io).poll_read(cx, buffer);
+        this.received.add(buffer.filled().len() - before);
         this.moved(cx, polled)
     }
 }

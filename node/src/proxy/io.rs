@@ -8,6 +8,7 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,11 +17,16 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
+use crate::telemetry::Metrics;
+
 /// What one read asks the socket for, in bytes.
 const READ_SIZE: usize = 8 << 10;
 
 /// Read ahead of a request that is being answered, in bytes: pipelined requests wait in the kernel.
 const PIPELINE_READ_AHEAD: usize = 16 << 10;
+
+/// What a connection brings before it is counted, in bytes.
+const COUNTED_BYTES: u64 = 16 << 10;
 
 /// How long an answer is still prepared for a peer that has ended its side: it may have gone, or only
 /// have nothing more to say.
@@ -129,11 +135,47 @@ impl Progress {
     }
 }
 
+/// What a connection has brought, given to the counter many bytes at a time: a small request costs
+/// no shared write.
+pub struct Received {
+    metrics: Arc<Metrics>,
+    uncounted: Cell<u64>,
+}
+
+impl Received {
+    /// `first`: bytes that were read before.
+    pub fn new(metrics: Arc<Metrics>, first: usize) -> Received {
+        Received {
+            metrics,
+            uncounted: Cell::new(first as u64),
+        }
+    }
+
+    pub fn add(&self, bytes: usize) {
+        let uncounted = self.uncounted.get() + bytes as u64;
+        self.uncounted.set(uncounted);
+        if uncounted >= COUNTED_BYTES {
+            self.count();
+        }
+    }
+
+    fn count(&self) {
+        self.metrics.request_bytes.add((), self.uncounted.take());
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        self.count();
+    }
+}
+
 pub struct ClientIo<Io> {
     io: RefCell<Io>,
     inbox: RefCell<BytesMut>,
     /// Bytes that must go out before any others: `100 Continue` and other interim heads.
     outbox: RefCell<BytesMut>,
+    received: Received,
     reading: Progress,
     writing: Progress,
     head_deadline: Deadline,
@@ -143,8 +185,15 @@ pub struct ClientIo<Io> {
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> ClientIo<Io> {
-    pub fn new(io: Io, inbox: BytesMut, read_pace: Pace, write_pace: Pace) -> ClientIo<Io> {
+    pub fn new(
+        io: Io,
+        inbox: BytesMut,
+        received: Received,
+        read_pace: Pace,
+        write_pace: Pace,
+    ) -> ClientIo<Io> {
         ClientIo {
+            received,
             io: RefCell::new(io),
             inbox: RefCell::new(inbox),
             outbox: RefCell::new(BytesMut::new()),
@@ -168,6 +217,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> ClientIo<Io> {
         let mut io = self.io.borrow_mut();
         let read = ready!(pin!(io.read_buf(&mut *inbox)).poll(cx))?;
         self.reading.moved(read);
+        self.received.add(read);
         if read == 0 {
             self.at_end.set(true);
         }

@@ -85,7 +85,7 @@ impl LastAuthority {
             return Ok(normal.clone());
         }
         let normal: Arc<str> = key::normalize_authority(&sent, scheme)
-            .map_err(|_| HeadError::Malformed("invalid host"))?
+            .map_err(|_| HeadError::Host("invalid host"))?
             .into();
         // A copy: what was read must not be held for as long as the connection lives.
         self.0 = Some((Bytes::copy_from_slice(&sent), normal.clone()));

@@ -245,7 +245,6 @@ label! {
         PerAddress "per_address",
         Total "total",
         Descriptors "descriptors",
-        Draining "draining",
     }
 }
 
@@ -275,7 +274,7 @@ label! {
         Http2 "http2",
         Loop "loop",
         Expectation "expectation",
-        Other "other",
+        Method "method",
     }
 }
 

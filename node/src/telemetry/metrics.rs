@@ -56,7 +56,7 @@ pub struct Metrics {
     pub origin_waiting: Sampled<()>,
 
     pub store_reads: Sampled<Tier>,
-    pub store_read_bytes: Sampled<Tier>,
+    pub store_read_bytes: Sampled<()>,
     pub store_writes: Sampled<()>,
     pub store_written_bytes: Sampled<()>,
     pub store_errors: Sampled<StoreOperation>,
@@ -111,8 +111,8 @@ impl Metrics {
             client_connections: table.gauge("caje_client_connections", "Client connections open now."),
             client_connections_accepted: table.counter("caje_client_connections_accepted_total", "Client connections accepted."),
             client_connections_refused: table.counter("caje_client_connections_refused_total", "Client connections closed right after accept, by reason."),
-            client_timeouts: table.counter("caje_client_timeouts_total", "Client connections closed because the client was too slow, by what it was slow with."),
-            clients_gone: table.counter("caje_clients_gone_total", "Clients that left before the end of their answer."),
+            client_timeouts: table.counter("caje_client_timeouts_total", "Clients let go because they were too slow, by what they were slow with."),
+            clients_gone: table.counter("caje_clients_gone_total", "Clients that left before the end of their request's body or of their answer."),
 
             fills: table.gauge("caje_fills", "Fills in flight now."),
             fills_started: table.counter("caje_fills_started_total", "Fills started."),
@@ -132,7 +132,7 @@ impl Metrics {
             origin_waiting: table.sampled_gauge("caje_origin_waiting", "Requests that wait for a free connection to an origin now."),
 
             store_reads: table.sampled_counter("caje_store_reads_total", "Blocks read from the store, by tier."),
-            store_read_bytes: table.sampled_counter("caje_store_read_bytes_total", "Bytes read from the store, by tier."),
+            store_read_bytes: table.sampled_counter("caje_store_read_bytes_total", "Bytes read from disk."),
             store_writes: table.sampled_counter("caje_store_writes_total", "Blocks written to disk."),
             store_written_bytes: table.sampled_counter("caje_store_written_bytes_total", "Bytes written to disk."),
             store_errors: table.sampled_counter("caje_store_errors_total", "Disk operations that failed, by operation."),

@@ -68,9 +68,20 @@ pub enum HeadError {
     /// Not HTTP/1, or HTTP/1 that could be read in two ways.
     #[error("malformed: {0}")]
     Malformed(&'static str),
-    /// A transfer coding or method that is well formed and not supported.
+    /// As `Malformed`, in what says how long the message is.
+    #[error("malformed framing: {0}")]
+    Framing(&'static str),
+    /// As `Malformed`, in what says whose site is meant.
+    #[error("malformed: {0}")]
+    Host(&'static str),
+    #[error("malformed target: {0}")]
+    Target(&'static str),
+    /// A transfer coding that is well formed and not supported.
     #[error("not supported: {0}")]
     NotSupported(&'static str),
+    /// A method that is well formed and not supported.
+    #[error("not supported: {0}")]
+    Method(&'static str),
     #[error("the request target is too long")]
     TargetTooLong,
     #[error("the head is too large")]
@@ -85,8 +96,10 @@ impl HeadError {
     /// The status for a client that sent this (an origin's fault is 502 whatever it was).
     pub fn status(self) -> StatusCode {
         match self {
-            Self::Malformed(_) => StatusCode::BAD_REQUEST,
-            Self::NotSupported(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::Malformed(_) | Self::Framing(_) | Self::Host(_) | Self::Target(_) => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::NotSupported(_) | Self::Method(_) => StatusCode::NOT_IMPLEMENTED,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::TooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Expectation => StatusCode::EXPECTATION_FAILED,
@@ -168,7 +181,7 @@ pub fn parse_request_head(
         match special(field.name) {
             Special::Host => {
                 if host.replace(field.value).is_some() {
-                    return Err(HeadError::Malformed("more than one Host"));
+                    return Err(HeadError::Host("more than one Host"));
                 }
                 continue;
             }
@@ -188,7 +201,7 @@ pub fn parse_request_head(
                 }
                 expect = true;
             }
-            Special::Lookalike => return Err(HeadError::Malformed("a framing field's lookalike")),
+            Special::Lookalike => return Err(HeadError::Framing("a framing field's lookalike")),
             Special::No => {}
         }
         append(&mut headers, &head, field)?;
@@ -200,7 +213,7 @@ pub fn parse_request_head(
         .transpose()?;
     let (target, authority, absolute_scheme) = split_target(&head, path, &method)?;
     if host.is_none() && version == Version::HTTP_11 {
-        return Err(HeadError::Malformed("no Host"));
+        return Err(HeadError::Host("no Host"));
     }
     Ok(Some(RequestHead {
         method,
@@ -273,7 +286,7 @@ pub fn parse_response_head(
                 continue;
             }
             Special::Connection => seen.connection(field.value),
-            Special::Lookalike => return Err(HeadError::Malformed("a framing field's lookalike")),
+            Special::Lookalike => return Err(HeadError::Framing("a framing field's lookalike")),
             Special::Host | Special::Upgrade | Special::Expect | Special::No => {}
         }
         append(&mut headers, &head, field)?;
@@ -485,10 +498,10 @@ fn version(minor: u8) -> Version {
 fn parse_method(method: &str) -> Result<Method, HeadError> {
     const LONGEST: usize = 32;
     if method == "CONNECT" {
-        return Err(HeadError::NotSupported("CONNECT"));
+        return Err(HeadError::Method("CONNECT"));
     }
     if method.len() > LONGEST {
-        return Err(HeadError::NotSupported("method"));
+        return Err(HeadError::Method("method"));
     }
     Method::from_bytes(method.as_bytes()).map_err(|_| HeadError::Malformed("method"))
 }
@@ -570,9 +583,9 @@ impl Seen {
     fn content_length(&mut self, value: &[u8]) -> Result<(), HeadError> {
         for member in value.split(|b| *b == b',') {
             let number = parse_digits(trim(member))
-                .ok_or(HeadError::Malformed("Content-Length is no number"))?;
+                .ok_or(HeadError::Framing("Content-Length is no number"))?;
             if self.length.is_some_and(|first| first != number) {
-                return Err(HeadError::Malformed("two different Content-Length"));
+                return Err(HeadError::Framing("two different Content-Length"));
             }
             self.length = Some(number);
         }
@@ -587,18 +600,18 @@ impl Seen {
             if coding.eq_ignore_ascii_case(b"chunked") {
                 if self.chunked || unknown {
                     return Err(if self.chunked {
-                        HeadError::Malformed("chunked twice")
+                        HeadError::Framing("chunked twice")
                     } else {
                         HeadError::NotSupported("transfer coding")
                     });
                 }
                 self.chunked = true;
             } else if coding.is_empty() || !coding.iter().all(|b| is_token(*b)) {
-                return Err(HeadError::Malformed("Transfer-Encoding"));
+                return Err(HeadError::Framing("Transfer-Encoding"));
             } else if self.chunked {
-                return Err(HeadError::Malformed("chunked is not the last coding"));
+                return Err(HeadError::Framing("chunked is not the last coding"));
             } else if coding.eq_ignore_ascii_case(b"identity") {
-                return Err(HeadError::Malformed("the identity transfer coding"));
+                return Err(HeadError::Framing("the identity transfer coding"));
             } else {
                 unknown = true;
             }
@@ -621,12 +634,12 @@ impl Seen {
 
     fn framing(&self, version: Version) -> Result<Option<Framing>, HeadError> {
         match (self.chunked, self.length) {
-            (true, Some(_)) => Err(HeadError::Malformed(
+            (true, Some(_)) => Err(HeadError::Framing(
                 "Content-Length beside Transfer-Encoding",
             )),
             // RFC 9112 §6.1: faulty framing.
             (true, None) if version == Version::HTTP_10 => {
-                Err(HeadError::Malformed("Transfer-Encoding in HTTP/1.0"))
+                Err(HeadError::Framing("Transfer-Encoding in HTTP/1.0"))
             }
             (true, None) => Ok(Some(Framing::Chunked)),
             (false, length) => Ok(length.map(Framing::Length)),
@@ -671,7 +684,7 @@ fn split_target(head: &Bytes, path: &str, method: &Method) -> Result<SplitTarget
     // Without an early end, so that it is done many bytes at a time.
     let is_foreign = |bad, b: &u8| bad | (*b == b'#') | !b.is_ascii_graphic();
     if bytes.iter().fold(false, is_foreign) {
-        return Err(HeadError::Malformed("a byte that no target holds"));
+        return Err(HeadError::Target("a byte that no target holds"));
     }
     if bytes[0] == b'/' {
         return Ok((head.slice_ref(bytes), None, None));
@@ -680,7 +693,7 @@ fn split_target(head: &Bytes, path: &str, method: &Method) -> Result<SplitTarget
         return if *method == Method::OPTIONS {
             Ok((head.slice_ref(bytes), None, None))
         } else {
-            Err(HeadError::Malformed("* is a target of OPTIONS only"))
+            Err(HeadError::Target("* is a target of OPTIONS only"))
         };
     }
     let (scheme, rest) = match bytes {
@@ -694,9 +707,7 @@ fn split_target(head: &Bytes, path: &str, method: &Method) -> Result<SplitTarget
             (TargetScheme::Https, &bytes[8..])
         }
         _ => {
-            return Err(HeadError::Malformed(
-                "neither origin-form nor absolute-form",
-            ));
+            return Err(HeadError::Target("neither origin-form nor absolute-form"));
         }
     };
     let split = rest
@@ -745,7 +756,7 @@ const REG_NAME: [bool; 256] = {
 /// `uri-host [":" port]` of RFC 9110 §4.2.1: no user, not empty. A comma is refused though a host's
 /// grammar has it: it is what two `Host` lines become when somebody joins them.
 fn check_authority(authority: &[u8]) -> Result<(), HeadError> {
-    const BAD: HeadError = HeadError::Malformed("host");
+    const BAD: HeadError = HeadError::Host("host");
     let (host, port) = if authority.first() == Some(&b'[') {
         let close = memchr::memchr(b']', authority).ok_or(BAD)?;
         let (literal, rest) = authority.split_at(close + 1);
