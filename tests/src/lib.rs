@@ -9,6 +9,7 @@
 mod client;
 mod folder;
 mod http2;
+mod litefs;
 mod node;
 mod program;
 
@@ -18,6 +19,7 @@ use std::time::Duration;
 pub use client::{Answer, Ask, Connection, End, Got, Head};
 pub use folder::Folder;
 pub use http2::{Frame, Http2, RawHttp2, frame_type};
+pub use litefs::{Hand, LiteFs, Skip, Watch};
 pub use node::{Node, settings};
 pub use program::Program;
 pub use slow_server::{Answer as OriginAnswer, Gate, Lie, LieClass, Origin};

@@ -7,6 +7,7 @@ mod framing;
 mod http2;
 mod lies;
 mod limits;
+mod litefs;
 mod operations;
 mod origins;
 mod proxying;

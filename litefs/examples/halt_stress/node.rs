@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -254,9 +254,9 @@ impl Log {
 /// Nobody else's, for as long as this process lives: an address made of its id, on a port that the kernel
 /// gives to nobody. So an address stays ours when the process behind it is restarted.
 fn free_addr() -> String {
-    static USED: AtomicU8 = AtomicU8::new(1);
+    static USED: AtomicU16 = AtomicU16::new(0);
     let [_, _, high, low] = std::process::id().to_be_bytes();
-    let number = USED.fetch_add(1, Ordering::Relaxed);
-    assert!(number != 0, "too many nodes for one process");
-    format!("127.{high}.{low}.{number}:20202")
+    let used = USED.fetch_add(1, Ordering::Relaxed);
+    let (number, port) = (used % 254 + 1, 20_202 + used / 254);
+    format!("127.{high}.{low}.{number}:{port}")
 }

@@ -1,0 +1,233 @@
+//! Real LiteFS, for plays of clusters.
+//!
+//! ```ignore
+//! let Ok(mut nodes) = LiteFs::cluster(3) else { return };
+//! let (primary, replicas) = nodes.split_first_mut().unwrap();
+//! ```
+//!
+//! A play that holds a HALT lock has a [`Hand`] do it: this process starts others, and each start would
+//! release the lock.
+
+use std::env;
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use litefs::{Event, Events, Position, Stopper};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::PATIENCE;
+
+#[path = "../../litefs/examples/halt_stress/node.rs"]
+mod node;
+
+pub use node::LiteFs;
+
+/// There is no LiteFS on this machine. The play that met it has been written down as skipped.
+#[derive(Debug)]
+pub struct Skip;
+
+impl LiteFs {
+    /// Starts `count` nodes, the first of which is the primary for as long as it lives, and waits until all
+    /// are ready. They end when they are dropped.
+    ///
+    /// # Errors
+    /// [`Skip`], which ends the play: `let Ok(nodes) = LiteFs::cluster(3) else { return };`
+    ///
+    /// # Panics
+    /// When there is a LiteFS, and it does not start.
+    pub fn cluster(count: usize) -> Result<Vec<LiteFs>, Skip> {
+        Ok(LiteFs::start_cluster(&LiteFs::available()?, count))
+    }
+
+    /// Where LiteFS is: `CAJE_LITEFS_BIN`, or `litefs` on the path.
+    ///
+    /// # Errors
+    /// [`Skip`], once it is written down for `scripts/test`.
+    ///
+    /// # Panics
+    /// Where LiteFS is there and cannot be used: then the play has failed, and is not skipped.
+    pub fn available() -> Result<PathBuf, Skip> {
+        let Some(binary) = find() else {
+            skipped();
+            return Err(Skip);
+        };
+        let usable = nix::unistd::geteuid().is_root() && Path::new("/dev/fuse").exists();
+        assert!(
+            usable && on_path("fusermount3").is_some(),
+            "LiteFS is at {}, and needs root, /dev/fuse and fusermount3 (Debian: fuse3)",
+            binary.display()
+        );
+        Ok(binary)
+    }
+}
+
+fn find() -> Option<PathBuf> {
+    match env::var_os("CAJE_LITEFS_BIN") {
+        Some(path) => {
+            let path = PathBuf::from(path);
+            assert!(path.is_file(), "CAJE_LITEFS_BIN is no file: {path:?}");
+            Some(path)
+        }
+        None => on_path("litefs"),
+    }
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+}
+
+/// One line on the real standard error, which the test harness does not capture, and one for `scripts/test`.
+fn skipped() {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("a play");
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "skipped {name}: there is no LiteFS").expect("write a line");
+    if let Some(path) = env::var_os("CAJE_SKIPPED") {
+        let file = OpenOptions::new().append(true).create(true).open(path);
+        writeln!(file.expect("open CAJE_SKIPPED"), "{name}").expect("write a line");
+    }
+}
+
+/// A process that takes HALT locks and writes, a line for each thing to do: see `litefs_hand.rs`. Dropping it
+/// kills it.
+pub struct Hand {
+    child: Child,
+    orders: ChildStdin,
+    answers: Receiver<String>,
+}
+
+impl Hand {
+    /// `binary` is `env!("CARGO_BIN_EXE_litefs_hand")`, which only a test knows.
+    pub fn start(binary: &str) -> Hand {
+        let mut child = Command::new(binary)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start a hand");
+        let (tell, answers) = channel();
+        let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if tell.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Hand {
+            orders: child.stdin.take().expect("a pipe"),
+            child,
+            answers,
+        }
+    }
+
+    /// Gives an order; [`Hand::answer`] waits for what comes of it.
+    pub fn order(&mut self, verb: &str, arguments: &[&dyn std::fmt::Display]) {
+        let mut line = verb.to_owned();
+        for argument in arguments {
+            line += &format!(" {argument}");
+        }
+        writeln!(self.orders, "{line}").expect("give an order");
+    }
+
+    /// What came of the last order, in a word and what belongs to it.
+    pub fn answer(&mut self) -> String {
+        let answer = self.answers.recv_timeout(PATIENCE);
+        answer.unwrap_or_else(|error| panic!("waited {PATIENCE:?} for a hand: {error}"))
+    }
+
+    /// An order and what comes of it.
+    pub fn does(&mut self, verb: &str, arguments: &[&dyn std::fmt::Display]) -> String {
+        self.order(verb, arguments);
+        self.answer()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).expect("send a signal");
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn ended(&mut self) -> ExitStatus {
+        match self.answers.recv_timeout(PATIENCE) {
+            Err(RecvTimeoutError::Disconnected) => self.child.wait().expect("wait for a hand"),
+            other => panic!("waited for a hand's end: {other:?}"),
+        }
+    }
+}
+
+impl Drop for Hand {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The events of a node, as they come.
+pub struct Watch {
+    events: Receiver<Event>,
+    stopper: Stopper,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Begins to watch, and waits for the first event.
+    pub fn on(node: &LiteFs) -> Watch {
+        let events = Events::connect(node.http_addr());
+        let stopper = events.stopper();
+        let (tell, received) = channel();
+        let thread = std::thread::spawn(move || {
+            for event in events {
+                if tell.send(event).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut watch = Watch {
+            events: received,
+            stopper,
+            thread: Some(thread),
+        };
+        watch.until("a connection", |event| matches!(event, Event::Init(_)));
+        watch
+    }
+
+    /// Waits for an event, and passes over others.
+    pub fn until(&mut self, what: &str, wanted: impl Fn(&Event) -> bool) -> Event {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.events.recv_timeout(left) {
+                Ok(event) if wanted(&event) => return event,
+                Ok(_) => {}
+                Err(error) => panic!("waited {PATIENCE:?} for {what}: {error}"),
+            }
+        }
+    }
+
+    /// Waits until a database of this node stands there.
+    pub fn until_at(&mut self, name: &str, wanted: Position) {
+        self.until(&format!("{name} at {wanted}"), |event| {
+            matches!(event, Event::Tx { database, position, .. } if database == name && *position == wanted)
+        });
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stopper.stop();
+        if let Some(thread) = self.thread.take() {
+            // It only passes events on.
+            let _ = thread.join();
+        }
+    }
+}
