@@ -173,7 +173,7 @@ impl Read for Body {
 
 /// The size of the next chunk; 0 at the end. Trailers are left unread: nothing follows on the connection.
 fn next_chunk(stream: &mut impl BufRead, first: bool) -> io::Result<u64> {
-    if !first && chunk_line(stream)? != "" {
+    if !first && !chunk_line(stream)?.is_empty() {
         return Err(ErrorKind::InvalidData.into());
     }
     let line = chunk_line(stream)?;

@@ -89,11 +89,16 @@ fn on_path(name: &str) -> Option<PathBuf> {
 fn skipped() {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("a play");
-    let mut stderr = std::io::stderr();
-    writeln!(stderr, "skipped {name}: there is no LiteFS").expect("write a line");
+    // Each line in one piece: others write at the same time.
+    let line = format!("skipped {name}: there is no LiteFS\n");
+    std::io::stderr()
+        .write_all(line.as_bytes())
+        .expect("write a line");
     if let Some(path) = env::var_os("CAJE_SKIPPED") {
         let file = OpenOptions::new().append(true).create(true).open(path);
-        writeln!(file.expect("open CAJE_SKIPPED"), "{name}").expect("write a line");
+        let mut file = file.expect("open CAJE_SKIPPED");
+        file.write_all(format!("{name}\n").as_bytes())
+            .expect("write a line");
     }
 }
 

@@ -32,6 +32,9 @@ use node::LiteFs;
 /// After the end of a round: a writer may still wait for a lock, and then for a slow commit.
 const GRACE: Duration = Duration::from_secs(25);
 
+/// Within which a node must have come to the primary's position when nobody writes any more.
+const CATCH_UP: Duration = Duration::from_secs(10);
+
 struct Settings {
     nodes: usize,
     seconds: u64,
@@ -147,7 +150,7 @@ fn stress(settings: &Settings) -> Result<(), Box<dyn Error>> {
         let mut processes = Writers(Vec::new());
         // New nodes for each round: a wedged one stays wedged.
         let nodes = LiteFs::start_cluster(&settings.binary, writers + 1);
-        let mut round = Round::run(settings, &nodes[1..], &mut processes, &tell, &messages)?;
+        let mut round = Round::run(settings, &nodes, &mut processes, &tell, &messages)?;
         round.print(writers);
     }
     Ok(())
@@ -162,7 +165,7 @@ struct Round {
     /// The first attempt of each writer began at the same time, and the last ended here.
     took: Duration,
     failures: Vec<String>,
-    /// Writers that did not come to an end.
+    /// Writers that did not come to an end, or whose node does not follow the primary any more.
     wedged: usize,
 }
 
@@ -175,12 +178,14 @@ impl Round {
         messages: &Receiver<Message>,
     ) -> Result<Round, Box<dyn Error>> {
         let begin = Instant::now();
+        let (primary, nodes) = nodes.split_first().ok_or("no nodes")?;
+        let name = |index: usize| match settings.one_database {
+            true => "shared.db".to_owned(),
+            false => format!("node-{index}.db"),
+        };
         for (index, node) in nodes.iter().enumerate() {
-            let name = match settings.one_database {
-                true => "shared.db".to_owned(),
-                false => format!("node-{index}.db"),
-            };
-            writers.start(nodes.len(), &node.database(&name), settings.seconds, tell)?;
+            let database = node.database(&name(index));
+            writers.start(nodes.len(), &database, settings.seconds, tell)?;
         }
         let deadline = begin + Duration::from_secs(settings.seconds) + GRACE;
         let mut round = Round::default();
@@ -203,8 +208,22 @@ impl Round {
                 Err(_) => break,
             }
         }
-        round.wedged = running;
-        Ok(round)
+        let behind = |index: &usize| {
+            let name = name(*index);
+            let there = litefs::position(primary.database(&name)).ok();
+            there != litefs::position(nodes[*index].database(&name)).ok()
+        };
+        let deadline = Instant::now() + CATCH_UP;
+        loop {
+            round.wedged = (0..nodes.len()).filter(behind).count().max(running);
+            if round.wedged == 0 || Instant::now() > deadline {
+                return Ok(round);
+            }
+            // Positions have no event that tells of standing still.
+            if let Ok(Message::Interrupted) = messages.recv_timeout(Duration::from_millis(50)) {
+                return Err("interrupted".into());
+            }
+        }
     }
 
     fn print(&mut self, writers: usize) {

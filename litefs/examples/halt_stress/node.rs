@@ -1,7 +1,9 @@
 //! Real LiteFS nodes on loopback, each a process with a mount of its own: one primary, the others replicas.
 //!
 //! Kept true here: whatever way a node goes (dropped, also by a panic), its process has ended and its mount is
-//! gone afterwards. Only a process that is killed with -9 leaves its nodes behind.
+//! gone afterwards. If this process is killed, each node ends by itself within a second or two, as LiteFS does when
+//! its child ends, and the child waits for this process; what stays behind then is files, and a dead mount if one
+//! of its files was open (`umount -l`).
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -80,11 +82,13 @@ impl LiteFs {
         let settings = format!(
             "exit-on-error: true\n\
              fuse:\n  dir: {:?}\n\
+             exec: \"tail --pid={} -f /dev/null\"\n\
              data:\n  dir: {:?}\n\
              http:\n  addr: \"{addr}\"\n\
              lease:\n  type: static\n  hostname: primary\n  advertise-url: \"http://{primary}\"\n  candidate: {candidate}\n",
             node.mount_dir(),
-            node.folder.join("data"),
+            std::process::id(),
+            node.data_dir(),
         );
         fs::write(node.folder.join("litefs.yml"), settings).expect("write litefs.yml");
         node.spawn();
