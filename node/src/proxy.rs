@@ -226,7 +226,11 @@ impl Proxy {
         body: ClientBody,
         pending: Pending,
     ) -> Response {
-        let awaited = Awaited::new(self);
+        let origin = match &pending {
+            Pending::Cacheable(question, _) => question.route.origin.clone(),
+            Pending::Pass(route) => route.origin.clone(),
+        };
+        let awaited = Awaited::new(self, &request, &origin);
         let response = match pending {
             Pending::Cacheable(question, found) => self.cached(*question, found).await,
             Pending::Pass(route) => self.pass(&request, body, &route).await,
@@ -455,7 +459,8 @@ impl Proxy {
         }
     }
 
-    pub fn count_malformed(&self, error: &HeadError) {
+    /// Gives the reason that it is counted under.
+    pub fn count_malformed(&self, error: &HeadError) -> BadRequest {
         let reason = match error {
             HeadError::Malformed(_) => BadRequest::Syntax,
             HeadError::Framing(_) => BadRequest::Framing,
@@ -469,6 +474,7 @@ impl Proxy {
             HeadError::Version => BadRequest::Version,
         };
         self.shared.metrics.bad_requests.increment(reason);
+        reason
     }
 
     pub fn count_timeout(&self, phase: TimeoutPhase) {
@@ -491,12 +497,19 @@ pub enum Pending {
 /// An answer that a client waits for. Dropped before its end, the client has left.
 struct Awaited<'p> {
     proxy: &'p Proxy,
+    request: &'p Request,
+    origin: &'p OriginRules,
     over: bool,
 }
 
 impl<'p> Awaited<'p> {
-    fn new(proxy: &'p Proxy) -> Awaited<'p> {
-        Awaited { proxy, over: false }
+    fn new(proxy: &'p Proxy, request: &'p Request, origin: &'p OriginRules) -> Awaited<'p> {
+        Awaited {
+            proxy,
+            request,
+            origin,
+            over: false,
+        }
     }
 
     fn end(mut self) {
@@ -507,7 +520,7 @@ impl<'p> Awaited<'p> {
 impl Drop for Awaited<'_> {
     fn drop(&mut self) {
         if !self.over {
-            self.proxy.count_client_gone();
+            self.proxy.left(self.request, self.origin);
         }
     }
 }

@@ -658,3 +658,127 @@ async fn clients_that_are_slow_or_leave_are_counted() {
     gate.open();
     assert_eq!(node.metrics().client_timeouts.total(), 6);
 }
+
+/// Requests that are refused unread, tunnels, and clients that leave before their answer have lines.
+#[tokio::test]
+async fn the_log_has_what_was_no_plain_answer() {
+    for format in [AccessFormat::Combined, AccessFormat::Json] {
+        let origin = Origin::start().await;
+        origin.any("/ws").upgrade();
+        let gate = origin.any("/held").body("x").gated();
+        let folder = Folder::new();
+        let path = folder.join("access.log");
+        let mut config = settings(&origin, &folder);
+        config.log.access = format;
+        config.log.path = Some(path.clone());
+        config.node.region = Some("lhr".to_owned());
+        config.limits.header_timeout = Duration::from_millis(150);
+        config.limits.max_header_bytes = 2000;
+        config.limits.max_uri_bytes = 100;
+        let node = Node::run(config, folder).await;
+        // What a line has to hold: as many clients, as many lines.
+        let mut lines: Vec<Vec<String>> = Vec::new();
+        let is_json = format == AccessFormat::Json;
+        let large = format!("GET /b HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(3000));
+        let long = format!("GET /{} HTTP/1.1\r\nhost: a\r\n\r\n", "a".repeat(200));
+        for (sent, status, detail) in [
+            ("GET /secret HTTP/1.1\r\n\r\n", 400, "host"),
+            ("nonsense\r\n\r\n", 400, "syntax"),
+            (
+                "GET /secret HTTP/1.1\r\nhost: a\r\n",
+                408,
+                "http_request_timeout",
+            ),
+            (long.as_str(), 414, "uri_too_long"),
+            (large.as_str(), 431, "headers_too_large"),
+        ] {
+            let mut connection = node.connect().await;
+            connection.send(sent).await;
+            let got = connection.answer("GET").await.expect(status);
+            assert!(
+                got.head
+                    .cache_status()
+                    .ends_with(&format!("; detail={detail}")),
+                "{}",
+                got.head.text
+            );
+            let length = got.body.len();
+            lines.push(match is_json {
+                true => vec![
+                    format!("\"response_status\":{status},\"response_body_size\":{length},"),
+                    format!("detail={detail}"),
+                    "\"client_ip\":\"127.0.0.1\"".to_owned(),
+                ],
+                false => vec![
+                    format!("] \"-\" {status} {length} "),
+                    format!("detail={detail}"),
+                    "127.0.0.1 - - [".to_owned(),
+                ],
+            });
+        }
+        let mut connection = node.connect().await;
+        connection
+            .send("GET /ws HTTP/1.1\r\nhost: a.example\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+            .await;
+        assert_eq!(connection.next_head().await.expect("a head").status, 101);
+        connection.send("hello").await;
+        assert_eq!(connection.take(5).await, "hello");
+        connection.finish().await;
+        connection.is_closed().await;
+        lines.push(match is_json {
+            true => vec![
+                "\"url\":\"/ws\"".to_owned(),
+                "\"response_status\":101,\"response_body_size\":5,".to_owned(),
+            ],
+            false => vec!["\"GET /ws HTTP/1.1\" 101 5 ".to_owned()],
+        });
+        for (n, method) in [(1, "GET"), (2, "POST")] {
+            let mut connection = node.connect().await;
+            connection.send(node.ask(method, "/held").bytes()).await;
+            origin.wait_requests("/held", n).await;
+            connection.reset();
+            lines.push(match is_json {
+                true => vec![
+                    format!(
+                        "\"request_method\":\"{method}\",\"host\":\"a.example\",\"url\":\"/held\""
+                    ),
+                    "\"response_status\":499,\"response_body_size\":0,\"response_complete\":false"
+                        .to_owned(),
+                ],
+                false => vec![format!("\"{method} /held HTTP/1.1\" 499 0 ")],
+            });
+            node.open_connections(0).await;
+        }
+        let mut raw = RawHttp2::to(node.address()).await;
+        let head = [
+            (":method", "GET"),
+            (":scheme", "http"),
+            (":authority", "b.example"),
+            (":path", "/held"),
+        ];
+        raw.headers(1, true, &head).await;
+        origin.wait_requests("/held", 3).await;
+        drop(raw);
+        lines.push(match is_json {
+            true => vec![
+                "\"url\":\"/held\",\"request_protocol\":\"HTTP/2.0\"".to_owned(),
+                "\"response_status\":499".to_owned(),
+            ],
+            false => vec!["\"GET /held HTTP/2.0\" 499 0 ".to_owned()],
+        });
+        gate.open();
+        let read = || std::fs::read_to_string(&path).unwrap_or_default();
+        until(
+            || format!("{} lines: {}", lines.len(), read()),
+            || read().lines().count() >= lines.len(),
+        )
+        .await;
+        let text = read();
+        assert_eq!(text.lines().count(), lines.len(), "{text}");
+        assert!(!text.contains("secret"), "{text}");
+        for parts in lines {
+            let is_it = |line: &str| parts.iter().all(|part| line.contains(part));
+            assert!(text.lines().any(is_it), "{parts:?} in\n{text}");
+        }
+    }
+}

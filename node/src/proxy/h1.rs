@@ -35,7 +35,7 @@ use crate::proxy::message::{
 };
 use crate::proxy::respond;
 use crate::proxy::{Limits, Pending, Proxy, tunnel};
-use crate::telemetry::{BadRequest, TimeoutPhase};
+use crate::telemetry::{BadRequest, Label, TimeoutPhase};
 use crate::wire::{
     BodyDecoder, Decoded, Framing, HeadError, RequestHead, encode, parse_request_head,
 };
@@ -178,7 +178,7 @@ where
     }
 
     async fn refuse(&mut self, end: HeadEnd) -> After {
-        let status = match end {
+        let (status, detail) = match end {
             HeadEnd::Closed => return CLOSE,
             HeadEnd::Idle => {
                 self.proxy.count_timeout(TimeoutPhase::Idle);
@@ -186,15 +186,17 @@ where
             }
             HeadEnd::TimedOut => {
                 self.proxy.count_timeout(TimeoutPhase::Head);
-                StatusCode::REQUEST_TIMEOUT
+                (StatusCode::REQUEST_TIMEOUT, "http_request_timeout")
             }
             HeadEnd::Malformed(error) => {
-                self.proxy.count_malformed(&error);
-                error.status()
+                let reason = self.proxy.count_malformed(&error);
+                (error.status(), reason.as_str())
             }
         };
+        let text = respond::refusal_text(status, Some(detail));
+        let cache_status = self.proxy.refused(&self.client, status, detail, text.len());
         self.out.clear();
-        respond::encode_refusal(&mut self.out, status);
+        respond::encode_refusal(&mut self.out, status, cache_status, &text);
         let written = self.write(Bytes::new()).await;
         After::Close {
             lingering: written.is_ok(),
@@ -520,13 +522,22 @@ where
         let cache_status = cache_status.to_header();
         response.headers.append(respond::CACHE_STATUS, cache_status);
         self.encode_upgrade(&response);
+        let body = std::mem::replace(&mut response.body, Body::Empty);
+        let mut tunnelled = Tunnelled {
+            proxy: self.proxy.clone(),
+            response,
+            sent_bytes: Cell::new(0),
+            complete: false,
+        };
         if self.write(Bytes::new()).await.is_err() {
             return CLOSE;
         }
-        let Body::Tunnel(tunnel) = response.body else {
+        let Body::Tunnel(tunnel) = body else {
             return CLOSE;
         };
-        tunnel::run(&self.io, *tunnel, self.proxy.limits().idle_timeout).await;
+        let idle = self.proxy.limits().idle_timeout;
+        tunnel::run(&self.io, *tunnel, idle, &tunnelled.sent_bytes).await;
+        tunnelled.complete = true;
         After::Gone
     }
 
@@ -556,6 +567,22 @@ where
                 Ok(read) => left = left.saturating_sub(read),
             }
         }
+    }
+}
+
+/// A tunnel, which is counted and logged when it ends, however it does.
+struct Tunnelled {
+    proxy: Rc<Proxy>,
+    response: Response,
+    /// To the client.
+    sent_bytes: Cell<u64>,
+    complete: bool,
+}
+
+impl Drop for Tunnelled {
+    fn drop(&mut self) {
+        self.response.report.sent_bytes = self.sent_bytes.get();
+        self.proxy.finished(&self.response, self.complete);
     }
 }
 

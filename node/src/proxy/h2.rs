@@ -31,7 +31,7 @@ use crate::proxy::message::{Body, Client, ClientBody, Request, Response};
 use crate::proxy::{Proxy, respond};
 use crate::semantics::key;
 use crate::tasks::Tasks;
-use crate::telemetry::{BadRequest, TimeoutPhase};
+use crate::telemetry::{BadRequest, Label, TimeoutPhase};
 
 /// How often an idle connection is asked whether it lives, and how long it may take to say so.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -122,7 +122,8 @@ async fn exchange(
                 .metrics
                 .bad_requests
                 .increment(BadRequest::Http2);
-            return refusal(status, open);
+            let cache_status = proxy.refused(&client, status, BadRequest::Http2.as_str(), 0);
+            return refusal(status, cache_status, open);
         }
     };
     outgoing(response, is_head, proxy, open)
@@ -207,8 +208,14 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-fn refusal(status: StatusCode, open: Rc<Stream>) -> http::Response<Outgoing> {
+fn refusal(
+    status: StatusCode,
+    cache_status: HeaderValue,
+    open: Rc<Stream>,
+) -> http::Response<Outgoing> {
     let mut response = http::Response::new(Outgoing::empty(open));
+    let headers = response.headers_mut();
+    headers.insert(respond::CACHE_STATUS, cache_status);
     *response.status_mut() = status;
     response
 }

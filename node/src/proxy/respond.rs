@@ -7,11 +7,11 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Version};
 
 use crate::cache::head::Head;
-use crate::cache::{Failure, Forward, How, StaleReason};
+use crate::cache::{Failure, Forward, How, OriginRules, StaleReason};
 use crate::clock;
 use crate::origin::UpstreamResponse;
 use crate::proxy::Proxy;
-use crate::proxy::message::{Body, Report, Response};
+use crate::proxy::message::{Body, Client, Report, Request, Response};
 use crate::semantics::cache_status::CacheStatus;
 use crate::telemetry::{self, CacheResult};
 use crate::wire::{Framing, encode};
@@ -111,7 +111,8 @@ fn made_up(status: StatusCode, how: How, report: Report) -> Response {
     }
 }
 
-fn refusal_text(status: StatusCode, detail: Option<&str>) -> Bytes {
+/// What an answer of our own says.
+pub fn refusal_text(status: StatusCode, detail: Option<&str>) -> Bytes {
     let reason = status.canonical_reason().unwrap_or_default();
     let code = status.as_u16();
     match detail {
@@ -121,16 +122,21 @@ fn refusal_text(status: StatusCode, detail: Option<&str>) -> Bytes {
 }
 
 /// A whole answer for a client whose request could not be understood. The connection ends with it.
-pub fn encode_refusal(out: &mut BytesMut, status: StatusCode) {
-    let text = refusal_text(status, None);
+pub fn encode_refusal(
+    out: &mut BytesMut,
+    status: StatusCode,
+    cache_status: HeaderValue,
+    text: &Bytes,
+) {
     let mut headers = HeaderMap::new();
     insert_date(&mut headers, clock::now());
+    headers.insert(CACHE_STATUS, cache_status);
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     headers.insert(header::CONTENT_TYPE, plain);
     let framing = Framing::Length(text.len() as u64);
     let close = encode::Persistence::Close;
     encode::response_head(out, Version::HTTP_11, status, &headers, framing, close);
-    out.extend_from_slice(&text);
+    out.extend_from_slice(text);
 }
 
 /// An upstream's answer on its way through.
@@ -268,54 +274,103 @@ impl Proxy {
         let received = report.request.received;
         let duration = received.elapsed();
         let first_byte = report.first_byte.map(|at| at.duration_since(received));
-        metrics.request_duration.observe((), duration);
+        // A tunnel lasts as long as its two ends like.
+        if response.status != StatusCode::SWITCHING_PROTOCOLS {
+            metrics.request_duration.observe((), duration);
+        }
         if let Some(first_byte) = first_byte {
             metrics.time_to_first_byte.observe(result, first_byte);
         }
-        if self.shared.log.is_on() {
-            self.log(response, result, duration, first_byte, complete);
+        if !self.shared.log.is_on() {
+            return;
         }
-    }
-
-    fn log(
-        &self,
-        response: &Response,
-        result: CacheResult,
-        duration: Duration,
-        first_byte: Option<Duration>,
-        complete: bool,
-    ) {
-        let Report {
-            request,
-            origin,
-            sent_bytes,
-            ..
-        } = &response.report;
-        let field = |name| request.headers.get(name).map(HeaderValue::as_bytes);
-        let cache_status = response
-            .cache_status(&self.shared.identity.cache_name)
-            .to_header();
+        let cache_name = &self.shared.identity.cache_name;
+        let cache_status = response.cache_status(cache_name).to_header();
         self.shared.log.push(&telemetry::Record {
-            time: clock::at(request.received),
-            client: request.client.address,
-            method: request.method.as_str(),
-            target: &request.target,
-            protocol: match request.version {
-                Version::HTTP_2 => "HTTP/2.0",
-                Version::HTTP_10 => "HTTP/1.0",
-                _ => "HTTP/1.1",
-            },
-            host: request.authority.as_bytes(),
-            status: Some(response.status.as_u16()),
-            body_bytes: *sent_bytes,
-            referer: field(header::REFERER),
-            user_agent: field(header::USER_AGENT),
+            status: Some(status),
+            body_bytes: report.sent_bytes,
             cache_status: Some(cache_status.as_bytes()),
-            cache: result,
-            origin: origin.as_ref().map(|origin| &*origin.name),
+            cache: Some(result),
             first_byte,
             duration,
             complete,
+            ..record(&report.request, report.origin.as_deref())
         });
+    }
+
+    /// Counts and logs a request whose client left before its answer.
+    pub fn left(&self, request: &Request, origin: &OriginRules) {
+        self.shared.metrics.clients_gone.increment(());
+        if self.shared.log.is_on() {
+            self.shared.log.push(&telemetry::Record {
+                duration: request.received.elapsed(),
+                ..record(request, Some(origin))
+            });
+        }
+    }
+
+    /// Logs a request that is refused before it could be understood; gives the `Cache-Status` that
+    /// says so. `sent_bytes` is the length of the answer's body.
+    pub fn refused(
+        &self,
+        client: &Client,
+        status: StatusCode,
+        detail: &'static str,
+        sent_bytes: usize,
+    ) -> HeaderValue {
+        let cache_status = CacheStatus {
+            cache: &self.shared.identity.cache_name,
+            detail: Some(detail),
+            ..CacheStatus::default()
+        };
+        let cache_status = cache_status.to_header();
+        if self.shared.log.is_on() {
+            self.shared.log.push(&telemetry::Record {
+                time: clock::now(),
+                client: client.address,
+                method: "",
+                target: b"",
+                protocol: "",
+                host: b"",
+                status: Some(status.as_u16()),
+                body_bytes: sent_bytes as u64,
+                referer: None,
+                user_agent: None,
+                cache_status: Some(cache_status.as_bytes()),
+                cache: Some(CacheResult::Synthetic),
+                origin: None,
+                first_byte: None,
+                duration: Duration::ZERO,
+                complete: true,
+            });
+        }
+        cache_status
+    }
+}
+
+/// What the log says of a request that has not been answered.
+fn record<'a>(request: &'a Request, origin: Option<&'a OriginRules>) -> telemetry::Record<'a> {
+    let field = |name| request.headers.get(name).map(HeaderValue::as_bytes);
+    telemetry::Record {
+        time: clock::at(request.received),
+        client: request.client.address,
+        method: request.method.as_str(),
+        target: &request.target,
+        protocol: match request.version {
+            Version::HTTP_2 => "HTTP/2.0",
+            Version::HTTP_10 => "HTTP/1.0",
+            _ => "HTTP/1.1",
+        },
+        host: request.authority.as_bytes(),
+        status: None,
+        body_bytes: 0,
+        referer: field(header::REFERER),
+        user_agent: field(header::USER_AGENT),
+        cache_status: None,
+        cache: None,
+        origin: origin.map(|origin| &*origin.name),
+        first_byte: None,
+        duration: Duration::ZERO,
+        complete: false,
     }
 }

@@ -16,9 +16,14 @@ use crate::proxy::io::ClientIo;
 /// What one read takes from the upstream, in bytes.
 const READ_SIZE: usize = 16 << 10;
 
-/// Carries bytes until both directions have ended, or neither moved for `idle`.
-pub async fn run<Io>(client: &ClientIo<Io>, upstream: Upgraded, idle: Duration)
-where
+/// Carries bytes until both directions have ended, or neither moved for `idle`. Adds to `sent_bytes`
+/// what the client was sent.
+pub async fn run<Io>(
+    client: &ClientIo<Io>,
+    upstream: Upgraded,
+    idle: Duration,
+    sent_bytes: &Cell<u64>,
+) where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
     let (mut from_upstream, mut to_upstream) = tokio::io::split(upstream);
@@ -46,6 +51,7 @@ where
             }
             let (mut body, mut tail) = (Bytes::new(), Bytes::new());
             let mut head = buffer.split();
+            sent_bytes.set(sent_bytes.get() + head.len() as u64);
             client.write(&mut head, &mut body, &mut tail).await.ok()?;
         }
         client.shutdown().await.ok()

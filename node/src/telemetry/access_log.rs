@@ -58,12 +58,13 @@ pub enum Sink {
     File(PathBuf),
 }
 
-/// Everything the log says of one answer. Only borrowed: `push` copies what it keeps.
+/// Everything the log says of one answer, or of a request that got none. Only borrowed: `push` copies what it keeps.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
     /// When the request's head had arrived.
     pub time: SystemTime,
     pub client: IpAddr,
+    /// Empty, as the three that follow, when the request could not be understood.
     pub method: &'a str,
     /// As the client sent it.
     pub target: &'a [u8],
@@ -78,7 +79,8 @@ pub struct Record<'a> {
     pub user_agent: Option<&'a [u8]>,
     /// The value of `Cache-Status` as sent.
     pub cache_status: Option<&'a [u8]>,
-    pub cache: CacheResult,
+    /// `None` when the client left before that was known.
+    pub cache: Option<CacheResult>,
     /// The name of the origin the request was routed to.
     pub origin: Option<&'a str>,
     /// From the head's last byte to the answer's first.
@@ -130,7 +132,7 @@ struct Line {
     client: IpAddr,
     status: Option<u16>,
     body_bytes: u64,
-    cache: CacheResult,
+    cache: Option<CacheResult>,
     first_byte_micros: Option<u64>,
     duration_micros: u64,
     complete: bool,
@@ -281,7 +283,7 @@ enum Fill {
 }
 
 impl Shard {
-    fn push(&mut self, record: &Record) -> Fill {
+    fn push<'a>(&mut self, record: &Record<'a>) -> Fill {
         if self.lines.len() >= MAX_SHARD_LINES || self.texts.len() >= MAX_SHARD_BYTES {
             return Fill::Lost;
         }
@@ -297,10 +299,11 @@ impl Shard {
             }
             lengths[which as usize] = (self.texts.len() - before) as u16;
         };
-        text(Text::Method, Some(record.method.as_bytes()));
-        text(Text::Target, Some(record.target));
-        text(Text::Protocol, Some(record.protocol.as_bytes()));
-        text(Text::Host, Some(record.host));
+        let given = |value: &'a [u8]| Some(value).filter(|value| !value.is_empty());
+        text(Text::Method, given(record.method.as_bytes()));
+        text(Text::Target, given(record.target));
+        text(Text::Protocol, given(record.protocol.as_bytes()));
+        text(Text::Host, given(record.host));
         text(Text::Referer, record.referer);
         text(Text::UserAgent, record.user_agent);
         text(Text::CacheStatus, record.cache_status);
@@ -517,11 +520,16 @@ impl Formatter {
         let second = line.time.div_euclid(1_000_000);
         out.extend_from_slice(self.second.combined(second).as_bytes());
         out.extend_from_slice(b"] \"");
-        escape_combined(text(Text::Method).unwrap_or_default(), out);
-        out.push(b' ');
-        escape_combined(text(Text::Target).unwrap_or_default(), out);
-        out.push(b' ');
-        escape_combined(text(Text::Protocol).unwrap_or_default(), out);
+        match text(Text::Method) {
+            Some(method) => {
+                escape_combined(method, out);
+                out.push(b' ');
+                escape_combined(text(Text::Target).unwrap_or_default(), out);
+                out.push(b' ');
+                escape_combined(text(Text::Protocol).unwrap_or_default(), out);
+            }
+            None => out.push(b'-'),
+        }
         out.extend_from_slice(b"\" ");
         self.number(u64::from(line.status.unwrap_or(CLIENT_GONE)), out);
         out.push(b' ');
@@ -557,9 +565,12 @@ impl Formatter {
                 out.push(b'"');
             }
         }
-        out.extend_from_slice(b",\"response_state\":\"");
-        out.extend_from_slice(line.cache.as_str().as_bytes());
-        out.extend_from_slice(b"\",\"response_status\":");
+        if let Some(cache) = line.cache {
+            out.extend_from_slice(b",\"response_state\":\"");
+            out.extend_from_slice(cache.as_str().as_bytes());
+            out.push(b'"');
+        }
+        out.extend_from_slice(b",\"response_status\":");
         self.number(u64::from(line.status.unwrap_or(CLIENT_GONE)), out);
         out.extend_from_slice(b",\"response_body_size\":");
         self.number(line.body_bytes, out);
@@ -667,7 +678,7 @@ mod tests {
             referer: None,
             user_agent: Some(b"curl/8"),
             cache_status: Some(b"\"caje/lhr\"; hit"),
-            cache: CacheResult::Hit,
+            cache: Some(CacheResult::Hit),
             origin: Some("main"),
             first_byte: Some(Duration::from_micros(80)),
             duration: Duration::from_micros(123),
@@ -746,6 +757,30 @@ mod tests {
             },
         );
         assert!(line.contains("\" 499 "), "{line}");
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out() {
+        let unknown = Record {
+            method: "",
+            target: b"",
+            protocol: "",
+            host: b"",
+            cache: None,
+            ..record()
+        };
+        let line = format(Format::Combined, &unknown);
+        assert!(line.contains("] \"-\" 200 "), "{line}");
+        let line = format(Format::Json, &unknown);
+        for field in [
+            "request_method",
+            "url",
+            "request_protocol",
+            "host",
+            "response_state",
+        ] {
+            assert!(!line.contains(&format!("\"{field}\"")), "{line}");
+        }
     }
 
     #[test]
