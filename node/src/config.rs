@@ -26,6 +26,8 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use crate::semantics::freshness::Rules;
+
 pub use environment::Environment;
 pub use error::{ConfigError, ConfigErrors};
 pub use network::{Address, BadAddress, Cidr, HostPattern, OriginUrl, Scheme};
@@ -192,24 +194,6 @@ pub enum Http2 {
     PriorKnowledge,
     /// Negotiated with ALPN over TLS; HTTP/1.1 otherwise.
     Auto,
-}
-
-/// Caching rules of an origin: defaults for what its responses leave open.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rules {
-    /// Freshness of a cacheable response that says nothing about it.
-    pub default_ttl: Option<Duration>,
-    /// A tenth of the time since `Last-Modified` (RFC 9111 section 4.2.2).
-    pub heuristic: bool,
-    pub heuristic_max: Duration,
-    /// For responses that do not say it themselves.
-    pub stale_while_revalidate: Option<Duration>,
-    /// For responses that do not say it themselves.
-    pub stale_if_error: Option<Duration>,
-    pub serve_stale_when_unreachable: bool,
-    pub store_set_cookie: bool,
-    pub store_authorized: bool,
-    pub honor_client_cache_control: bool,
 }
 
 impl Config {

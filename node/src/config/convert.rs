@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{AccessFormat, Config, HostHeader, Http2, Io, Limits, Origin, Rules, Scheme};
+use super::{AccessFormat, Config, HostHeader, Http2, Io, Limits, Origin, Scheme};
 use crate::block::BlockSize;
 use crate::cache::OriginRules;
 use crate::origin::{self, Tls, TlsError, TlsOptions};
-use crate::semantics::freshness;
 use crate::store::{self, IoMode};
 use crate::telemetry::{Format, Metrics, Sink};
 use crate::{proxy, wire};
@@ -37,7 +36,7 @@ impl Config {
                 name: origin.name.as_str().into(),
                 id: metrics.origins.intern(&origin.name),
                 upstream: Arc::new(origin.upstream_settings(self.node.threads.get())?),
-                caching: origin.rules.caching(),
+                caching: origin.rules.clone(),
                 read_ahead: origin.read_ahead_bytes,
                 merge_gap: origin.merge_gap_bytes,
                 linger: self.limits.linger,
@@ -116,22 +115,6 @@ impl Origin {
             },
             ..defaults
         })
-    }
-}
-
-impl Rules {
-    pub fn caching(&self) -> freshness::Rules {
-        freshness::Rules {
-            default_ttl: self.default_ttl,
-            heuristic: self.heuristic,
-            heuristic_max: self.heuristic_max,
-            stale_while_revalidate: self.stale_while_revalidate,
-            stale_if_error: self.stale_if_error,
-            serve_stale_when_unreachable: self.serve_stale_when_unreachable,
-            store_set_cookie: self.store_set_cookie,
-            store_authorized: self.store_authorized,
-            honor_client_cache_control: self.honor_client_cache_control,
-        }
     }
 }
 
