@@ -433,6 +433,53 @@ async fn clients_that_leave_in_the_middle_cost_nothing() {
     node.get("/leave/0").await.is_whole("/leave/0", 1 << 20);
 }
 
+/// A client whose request is whole and that leaves before its answer is missed at once.
+#[tokio::test]
+async fn a_client_that_leaves_after_its_upload_is_noticed() {
+    let origin = Origin::start().await;
+    let gate = origin.post("/a").body("x").gated();
+    let node = Node::start(&origin).await;
+    for body in [
+        "content-length: 5\r\n\r\nhello",
+        "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    ] {
+        let mut connection = node.connect().await;
+        connection
+            .send(format!("POST /a HTTP/1.1\r\nhost: a.example\r\n{body}"))
+            .await;
+        gate.reached().await;
+        connection.reset();
+        node.open_connections(0).await;
+        origin.wait_open_connections(0).await;
+    }
+    gate.open();
+}
+
+/// The same in the middle of an answer that came before the request was whole.
+#[tokio::test]
+async fn a_client_that_leaves_an_early_answer_is_noticed() {
+    let origin = Origin::start().await;
+    let gate = origin.post("/a").generated(2000).early().gated_at(1000);
+    let node = Node::start(&origin).await;
+    let head = "POST /a HTTP/1.1\r\nhost: a.example\r\ncontent-length: ";
+    // Bytes are counted 16 KiB at a time: the last one is what makes them count.
+    let length = (16 << 10) - head.len() - "16000\r\n\r\n".len();
+    let mut connection = node.connect().await;
+    connection.send(format!("{head}{length}\r\n\r\n")).await;
+    let mut answer = connection.begin("POST").await;
+    answer.take(1000).await;
+    let mut connection = answer.into_connection();
+    connection.send(vec![b'x'; length]).await;
+    node.until("the whole request", |metrics| {
+        metrics.request_bytes.total() == 16 << 10
+    })
+    .await;
+    connection.reset();
+    node.open_connections(0).await;
+    origin.wait_open_connections(0).await;
+    gate.open();
+}
+
 /// HTTP/2: a connection without a word, and a stream whose body stops.
 #[tokio::test]
 async fn silent_http2_connections_end() {

@@ -244,7 +244,7 @@ where
         self.proxy.finished(&response, outcome.is_ok());
         if let Some(body) = body.as_deref().filter(|_| outcome.is_ok()) {
             // The origin answered first, and still takes the rest.
-            body.given_back().await;
+            given_back(Some(body)).await;
         }
         let drained = match outcome {
             Ok(Ending::KeepAlive) => self.drained(body.as_deref()).await,
@@ -302,6 +302,11 @@ where
             None => ClientBody::Empty,
         };
         let mut answering = pin!(proxy.answer(request, client_body, pending));
+        let mut gone = pin!(async {
+            // Until the body has come whole, who reads it is who hears of the client's end.
+            given_back(body.map(Rc::as_ref)).await;
+            self.io.gone().await;
+        });
         loop {
             tokio::select! {
                 biased;
@@ -311,7 +316,7 @@ where
                     return Some(response);
                 }
                 () = self.interims.wait() => self.send_interims().await?,
-                () = self.io.gone(), if body.is_none_or(|body| body.is_read()) => return None,
+                () = &mut gone => return None,
             }
         }
     }
@@ -432,13 +437,14 @@ where
                         if !self.out.is_empty() {
                             self.write(Bytes::new()).await?;
                         }
+                        let gone = async {
+                            given_back(request_body).await;
+                            self.io.gone().await;
+                        };
                         tokio::select! {
                             biased;
                             piece = next => piece,
-                            // While a request's body is read, that is who hears of the end.
-                            () = self.io.gone(), if request_body.is_none_or(RequestBody::is_read) => {
-                                return Err(Interrupted::ClientGone);
-                            }
+                            () = gone => return Err(Interrupted::ClientGone),
                         }
                     }
                 }
@@ -649,6 +655,14 @@ pub enum RequestBodyError {
     Malformed,
 }
 
+/// Completes when the body was read to its end, or nobody else reads it any more.
+async fn given_back<Io: AsyncRead + AsyncWrite + Unpin>(body: Option<&RequestBody<Io>>) {
+    let Some(body) = body else { return };
+    while body.lent.get() && !body.is_read() {
+        body.returned.notified().await;
+    }
+}
+
 impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBody<Io> {
     fn new(
         io: Rc<ClientIo<Io>>,
@@ -675,13 +689,6 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBody<Io> {
     pub fn give_back(&self) {
         self.lent.set(false);
         self.returned.notify_one();
-    }
-
-    /// Completes when it was read to its end, or nobody else reads it any more.
-    async fn given_back(&self) {
-        while self.lent.get() && !self.is_read() {
-            self.returned.notified().await;
-        }
     }
 
     fn is_read(&self) -> bool {
