@@ -24,4 +24,4 @@ pub mod telemetry;
 pub mod wire;
 
 pub use config::Config;
-pub use node::{Node, StartError};
+pub use node::{Ender, Node, StartError};

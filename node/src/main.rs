@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use caje_node::config::{Config, Environment, Overrides};
 use caje_node::telemetry::diagnostics;
-use caje_node::{Node, StartError, demo, doctor};
+use caje_node::{Ender, Node, StartError, demo, doctor};
 use clap::{Parser, Subcommand};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::signal::unix::{SignalKind, signal};
@@ -220,7 +221,7 @@ fn run(config: Config, path: Option<&Path>, exit_with_stdin: bool) -> ExitCode {
     println!("admin http://{}", node.admin_address());
     let result = supervise(&node, path, &level, exit_with_stdin);
     if result.is_ok() {
-        end_at_once_when_told_again();
+        end_at_once_when_told_again(node.ender());
         node.drain();
     }
     exit_code(result)
@@ -260,20 +261,31 @@ fn supervise(
     })
 }
 
-/// A drain takes as long as it may; who signals twice will not wait for it.
-fn end_at_once_when_told_again() {
-    let wait = || -> std::io::Result<()> {
+/// How long a process that was told twice to end may take to flush its index.
+const LAST_FLUSH: Duration = Duration::from_secs(5);
+
+/// A drain takes as long as it may; who signals twice will not wait for it. Returns when a second
+/// signal will be heard.
+fn end_at_once_when_told_again(ender: Ender) {
+    let (listens, has_begun) = std::sync::mpsc::sync_channel(1);
+    let wait = move || -> std::io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         runtime.block_on(async {
             let mut terminate = signal(SignalKind::terminate())?;
             let mut interrupt = signal(SignalKind::interrupt())?;
+            // It is waited for.
+            let _ = listens.send(());
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
             tracing::warn!("told again: ending at once");
+            ender.end_now();
+            // The process ends before that, unless its disk hangs.
+            tokio::time::sleep(LAST_FLUSH).await;
+            tracing::error!("the index could not be flushed in time");
             std::process::exit(1)
         })
     };
@@ -281,6 +293,7 @@ fn end_at_once_when_told_again() {
     let _ = std::thread::Builder::new()
         .name("second-signal".into())
         .spawn(wait);
+    let _ = has_begun.recv();
 }
 
 /// A bad file changes nothing, and says why.
@@ -294,10 +307,14 @@ fn reload(node: &Node, path: Option<&Path>, level: &diagnostics::Level) {
             return;
         }
     };
-    if let Err(error) = level.set(&config.log.level) {
+    let log_level = config.log.level.clone();
+    let reloaded = node.reload(config);
+    if reloaded.is_ok()
+        && let Err(error) = level.set(&log_level)
+    {
         tracing::error!(%error, "the log level was not changed");
     }
-    match node.reload(config) {
+    match reloaded {
         Ok(sections) if sections.is_empty() => tracing::info!("configuration reloaded"),
         Ok(sections) => tracing::warn!(
             ?sections,

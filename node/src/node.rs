@@ -186,6 +186,11 @@ impl Node {
             .increment(ReloadResult::Failed);
     }
 
+    /// For ending a drain that has begun, or is about to, from another thread.
+    pub fn ender(&self) -> Ender {
+        Ender(self.phase.clone())
+    }
+
     /// For log rotation.
     pub fn reopen_log(&self) {
         self.shared.log.reopen();
@@ -202,7 +207,13 @@ impl Node {
         if self.threads.is_empty() {
             return;
         }
-        self.phase.send_replace(Phase::Drain(bound));
+        self.phase.send_if_modified(|phase| {
+            let is_first = *phase == Phase::Serve;
+            if is_first {
+                *phase = Phase::Drain(bound);
+            }
+            is_first
+        });
         for thread in self.threads.drain(..) {
             // A thread that panicked has said so; the others still have work to finish.
             let _ = thread.join();
@@ -213,6 +224,22 @@ impl Node {
         }
         block_on(self.cache.store.flush());
         self.shared.log.close();
+    }
+}
+
+/// Ends a node's drain before its time.
+pub struct Ender(watch::Sender<Phase>);
+
+impl Ender {
+    /// Cuts what still runs. The index is flushed all the same.
+    pub fn end_now(&self) {
+        self.0.send_if_modified(|phase| {
+            let is_running = *phase != Phase::Ended;
+            if is_running {
+                *phase = Phase::Drain(Duration::ZERO);
+            }
+            is_running
+        });
     }
 }
 
@@ -293,8 +320,14 @@ impl DataThread {
         };
         draining.begin();
         pool.close_idle();
+        let cut_short = self
+            .phases
+            .wait_for(|phase| *phase == Phase::Drain(Duration::ZERO));
         // Beyond the bound the runtime ends with what still runs in it.
-        let _ = tokio::time::timeout(bound, tasks.idle()).await;
+        tokio::select! {
+            _ = tokio::time::timeout(bound, tasks.idle()) => {}
+            _ = cut_short => {}
+        }
     }
 }
 

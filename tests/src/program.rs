@@ -57,6 +57,20 @@ impl Program {
         Program::launch(&mut command).await
     }
 
+    /// Starts it with its diagnostic log in a file.
+    pub async fn start_with_log(arguments: &[&str], log: &std::path::Path) -> Program {
+        let path = tokio::task::spawn_blocking(Program::path)
+            .await
+            .expect("a build");
+        let log = std::fs::File::create(log).expect("create a file");
+        Program::launch(
+            tokio::process::Command::new(path)
+                .args(arguments)
+                .stderr(log),
+        )
+        .await
+    }
+
     async fn launch(command: &mut tokio::process::Command) -> Program {
         let mut child = command
             .stdin(Stdio::null())

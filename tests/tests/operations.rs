@@ -397,6 +397,77 @@ async fn the_program_reloads_and_drains() {
     assert_eq!(program.ended().await, Some(0));
 }
 
+/// A drain that is told again to end cuts what runs, and loses nothing that was stored.
+#[tokio::test]
+async fn a_second_signal_ends_the_drain() {
+    let origin = Origin::start().await;
+    origin.get("/a").body("x").cache_control("max-age=600");
+    let gate = origin.get("/held").generated(SIZE).gated_at(10);
+    let folder = Folder::new();
+    let path = file(&origin, &folder, "");
+    let mut program = Program::start(&["run", "--config", &path]).await;
+    let mut running = program.get("/held").open().await;
+    running.take(10).await;
+    program.get("/a").await.says("x");
+    program.signal(Signal::SIGTERM);
+    let deadline = tokio::time::Instant::now() + caje_tests::PATIENCE;
+    while program.admin("/_caje/readyz").await.status() != 503 {
+        assert!(tokio::time::Instant::now() < deadline, "no drain");
+    }
+    program.signal(Signal::SIGINT);
+    assert_eq!(program.ended().await, Some(0));
+    assert_eq!(running.rest().await.end, End::Cut);
+    gate.open();
+    let program = Program::start(&["run", "--config", &path]).await;
+    assert!(program.get("/a").await.says("x").head.is_hit());
+}
+
+/// A certificate that can be read when the file is checked, and not when it is taken into use.
+#[tokio::test]
+async fn a_reload_that_loses_its_certificate_changes_nothing() {
+    let origin = Origin::builder().tls(true).start().await;
+    let origin = origin.expect("start an origin");
+    origin.get("/a").body("x").cache_control("no-store");
+    let (folder, log) = (Folder::new(), Folder::new());
+    let log = log.join("log");
+    let path = file(&origin, &folder, "");
+    let good = std::fs::read_to_string(&path).expect("read a file");
+    let good = good.replace("[log]", "[log]\nlevel = \"error\"");
+    std::fs::write(&path, &good).expect("write a file");
+    let mut program = Program::start_with_log(&["run", "--config", &path], &log).await;
+    // A pipe is there for its first reader, and gone for the second.
+    let pipe = folder.join("ca.pem");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("make a pipe");
+    let writer = {
+        let (pipe, pem) = (pipe.clone(), origin.ca_pem().to_owned());
+        std::thread::spawn(move || {
+            let opened = std::fs::OpenOptions::new().write(true).open(&pipe);
+            std::fs::remove_file(&pipe).expect("remove a pipe");
+            let written = std::io::Write::write_all(&mut opened.expect("a reader"), pem.as_bytes());
+            written.expect("write a certificate");
+        })
+    };
+    let lost = good
+        .replace("\"error\"", "\"info\"")
+        .replace(&origin.url(), "https://127.0.0.1:1")
+        + &format!("tls_ca = \"{}\"\n", pipe.display());
+    // Replaced as a whole: half a file would be another failure.
+    let new = folder.join("new.toml");
+    std::fs::write(&new, lost).expect("write a file");
+    std::fs::rename(&new, &path).expect("rename a file");
+    let told = || std::fs::read_to_string(&log).unwrap_or_default();
+    until(
+        || format!("the file to be refused: {}", told()),
+        || told().contains("TLS settings cannot be used"),
+    )
+    .await;
+    writer.join().expect("a writer");
+    program.get("/a").await.says("x");
+    program.signal(Signal::SIGTERM);
+    assert_eq!(program.ended().await, Some(0));
+    assert!(!told().contains("INFO"), "{}", told());
+}
+
 #[tokio::test]
 async fn a_bad_file_is_refused_with_its_line() {
     let origin = Origin::start().await;
