@@ -438,6 +438,42 @@ async fn an_early_answer_is_not_held_back() {
     );
 }
 
+/// An origin that answers first and reads afterwards gets the whole upload, without a hole in it; then
+/// the connection serves the next request or ends, but never hangs.
+#[tokio::test]
+async fn an_upload_goes_on_after_an_early_answer() {
+    let origin = Origin::start().await;
+    origin.post("/a").body("early").early();
+    origin.get("/b").body("b");
+    let node = Node::start(&origin).await;
+    for length in [20_000, 60_000, 3_000_000] {
+        let body: Vec<u8> = (0..length).map(|at: u32| (at % 251) as u8).collect();
+        let mut connection = node.connect().await;
+        let whole = node.post("/a").body(body.clone()).bytes();
+        let first = whole.len() - body.len() + 1000;
+        connection.send(&whole[..first]).await;
+        connection.answer("POST").await.says("early");
+        let mut is_open = true;
+        for piece in whole[first..].chunks(7000) {
+            is_open = is_open && connection.try_send(piece).await.is_ok();
+        }
+        let next = node.get("/b").bytes();
+        if is_open && connection.try_send(next).await.is_ok() {
+            let next = connection.next_head().await;
+            assert!(next.is_none_or(|head| head.status == 200));
+        }
+        let received = || origin.last_request("/a").body_bytes;
+        caje_tests::until(
+            || format!("{length} bytes at the origin; {} came", received()),
+            || received() == u64::from(length),
+        )
+        .await;
+        let hash = origin.last_request("/a").body_hash;
+        assert_eq!(hash, slow_server::hash(&body), "of {length}");
+    }
+    assert!(origin.malformed().is_empty(), "{:?}", origin.malformed());
+}
+
 #[tokio::test]
 async fn large_bodies_arrive_whole() {
     let origin = Origin::start().await;
@@ -552,6 +588,24 @@ async fn early_hints_are_forwarded() {
             .send("GET /a?x HTTP/1.0\r\nhost: a.example\r\n\r\n")
             .await;
         assert!(connection.answer("GET").await.interim.is_empty());
+    }
+}
+
+/// Interim answers that come in one piece with the final one belong to it, and not to the next answer.
+#[tokio::test]
+async fn interim_answers_do_not_leak_into_the_next_answer() {
+    let origin = Origin::start().await;
+    let answer = "HTTP/1.1 200 OK\r\ncache-control: no-store\r\ncontent-length: 1\r\n\r\nx";
+    let hints = "HTTP/1.1 103 Early Hints\r\nlink: </s.css>; rel=preload\r\n\r\n";
+    origin.get("/a").raw_keep_open(format!("{hints}{answer}"));
+    origin.get("/b").raw_keep_open(answer);
+    let node = Node::start(&origin).await;
+    let mut connection = node.connect().await;
+    for _ in 0..3 {
+        let first = connection.get("/a").await.says("x");
+        assert_eq!(first.interim.len(), 1, "{:?}", first.interim);
+        let second = connection.get("/b").await.says("x");
+        assert!(second.interim.is_empty(), "{:?}", second.interim);
     }
 }
 

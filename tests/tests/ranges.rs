@@ -939,3 +939,93 @@ async fn distant_readers_of_an_origin_with_ranges_ask_for_their_own() {
     }
     assert!(origin.counts("/a").bytes < LARGE);
 }
+
+/// A 416 answers the range that was asked for: it is not what is stored under the key, however long the
+/// origin says that it is fresh.
+#[tokio::test]
+async fn a_416_is_not_kept_for_others() {
+    let origin = Origin::start().await;
+    origin.get("/a").respond_with(|request| {
+        let answer = match request.header("range") {
+            Some(_) => OriginAnswer::status(416).header("content-range", format!("bytes */{SIZE}")),
+            None => OriginAnswer::ok().generated(SIZE).etag("\"1\""),
+        };
+        answer.cache_control("max-age=3600")
+    });
+    let node = Node::start(&origin).await;
+    let got = node.get("/a").range(&format!("{}-", SIZE + 1)).await;
+    assert_eq!(got.status(), 416, "{}", got.head.text);
+    node.get("/a").await.is_whole("/a", SIZE);
+}
+
+/// A range whose block begins within reach of a fill in flight, and whose first byte does not.
+#[tokio::test]
+async fn a_range_at_the_edge_of_the_join_distance_arrives() {
+    let (origin, node) = stage().await;
+    let gate = origin.change("/a").gated_at(100_000);
+    let mut whole = node.get("/a").open().await;
+    whole.take(100_000).await;
+    let span = (1 << 20) + 200_000..(1 << 20) + 201_425;
+    let range = format!("{}-{}", span.start, span.end - 1);
+    let edge = node.get("/a").range(&range).open().await;
+    gate.open();
+    edge.rest().await.is_part("/a", span, SIZE);
+    assert_eq!(whole.rest().await.end, End::Whole);
+}
+
+/// What one client is refused says nothing about what is stored for all.
+#[tokio::test]
+async fn a_refusal_of_a_missing_part_removes_nothing() {
+    for status in [401, 403, 408, 429, 500, 503] {
+        let (origin, node) = stage().await;
+        part(&node, 0, BLOCK).await;
+        node.at_rest().await;
+        let held = OriginAnswer::ok()
+            .generated(SIZE)
+            .etag("\"1\"")
+            .ranges(true)
+            .cache_control("max-age=60");
+        let refusal = OriginAnswer::status(status);
+        origin.get("/a").answer(refusal);
+        let far = format!("{}-{}", 9 * BLOCK, 9 * BLOCK + 9);
+        let got = node.get("/a").range(&far).await;
+        assert_eq!(got.status(), 502, "{status}: {}", got.head.text);
+        node.at_rest().await;
+        origin.get("/a").answer(held);
+        assert!(part(&node, 10, 20).await.head.is_hit(), "{status}");
+        part(&node, 9 * BLOCK, 9 * BLOCK + 10).await;
+    }
+}
+
+/// Several ranges, the last of them first, of a body that no disk keeps: no part waits for another one
+/// that is still to come.
+#[tokio::test]
+async fn parts_of_a_body_that_is_not_kept_do_not_wait_for_one_another() {
+    let origin = Origin::start().await;
+    let size = 12 * BLOCK;
+    let gate = origin
+        .get("/a")
+        .generated(size)
+        .etag("\"1\"")
+        .ranges(true)
+        .cache_control("max-age=60")
+        .gated_at(100_000);
+    let node = Node::with(&origin, |config| {
+        config.store.dir = "/dev/full/store".into();
+        config.store.memory_bytes = 8 << 20;
+    })
+    .await;
+    let mut whole = node.get("/a").open().await;
+    whole.take(100_000).await;
+    let ranges = format!("{}-{},{}-{}", 4 * BLOCK, size - 1, BLOCK, BLOCK + 9);
+    let several = node.get("/a").range(&ranges).open().await;
+    gate.open();
+    let (several, whole) = tokio::join!(several.rest(), whole.rest());
+    assert_eq!(whole.end, End::Whole);
+    let parts = parts(&several.expect(206));
+    let spans = [4 * BLOCK..size, BLOCK..BLOCK + 10];
+    assert_eq!(parts.len(), spans.len());
+    for ((_, bytes), span) in parts.iter().zip(spans) {
+        assert_eq!(*bytes, slow_server::body_bytes("/a", span));
+    }
+}

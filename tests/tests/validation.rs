@@ -497,3 +497,31 @@ async fn a_validation_does_not_outlive_an_invalidation() {
     assert!(node.get("/a").await.says("new").head.is_hit());
     assert_eq!(origin.counts("/a").not_modified, 1);
 }
+
+/// The answer to a HEAD without a length says none, and does not take that of the stored GET away.
+#[tokio::test]
+async fn a_head_without_a_length_says_none_and_damages_nothing() {
+    let origin = Origin::start().await;
+    let stored = || {
+        OriginAnswer::ok()
+            .generated(SIZE)
+            .etag("\"1\"")
+            .cache_control("max-age=60")
+    };
+    origin.get("/a").answer(stored().header("age", "61"));
+    let node = Node::start(&origin).await;
+    node.get("/a").await.is_whole("/a", SIZE);
+    node.at_rest().await;
+    origin.get("/a").answer(stored().chunked().no_conditional());
+    let mut connection = node.connect().await;
+    let head = connection.ask("HEAD", "/a", "").await.expect(200);
+    assert_eq!(head.head.length(), None, "{}", head.head.text);
+    // Nothing of a body came, and the stored one is as it was, and fresh again.
+    let got = connection.get("/a").await.is_whole("/a", SIZE);
+    assert!(got.head.is_hit(), "{}", got.head.text);
+    assert_eq!(got.head.length(), Some(SIZE));
+    // Nor does it say `0` where nothing is stored.
+    origin.get("/b").generated(SIZE).chunked();
+    let head = connection.ask("HEAD", "/b", "").await.expect(200);
+    assert_eq!(head.head.length(), None, "{}", head.head.text);
+}
