@@ -224,6 +224,36 @@ async fn a_fill_that_nobody_wants_ends() {
     node.get("/a").await.is_whole("/a", SIZE);
 }
 
+/// An origin that gives no head is let go as well, once the last of those who waited has gone.
+#[tokio::test]
+async fn a_head_that_nobody_wants_is_not_waited_for() {
+    for fields in ["", "authorization: Basic eDp5\r\n"] {
+        let origin = Origin::start().await;
+        let gate = origin.get("/a").generated(SIZE).gated();
+        let node = Node::with(&origin, |config| {
+            config.limits.linger = std::time::Duration::from_millis(20);
+        })
+        .await;
+        let request = format!("GET /a HTTP/1.1\r\nhost: a.example\r\n{fields}\r\n");
+        let mut first = node.connect().await;
+        first.send(&request).await;
+        gate.reached().await;
+        if fields.is_empty() {
+            let mut second = node.connect().await;
+            second.send(&request).await;
+            node.joined_fills(1).await;
+            second.reset();
+        }
+        first.reset();
+        node.until("the request to end", |metrics| {
+            metrics.origin_requests.total() == 1
+        })
+        .await;
+        gate.open();
+        node.get("/a").await.is_whole("/a", SIZE);
+    }
+}
+
 /// A client that reads nothing holds neither the fill nor the others.
 #[tokio::test]
 async fn a_slow_client_slows_nobody() {

@@ -138,6 +138,17 @@ impl Exchange {
         self
     }
 
+    /// Completes once the client behind it has gone and nobody else has waited for `linger`.
+    async fn abandoned(&self, tell: Option<&mut oneshot::Sender<Led>>) {
+        let Some(linger) = self.linger else {
+            return std::future::pending().await;
+        };
+        if let Some(tell) = tell {
+            tell.closed().await;
+        }
+        self.lead.abandoned(linger).await;
+    }
+
     /// The bytes to ask for: whole blocks around those wanted, and the read-ahead. `None` is all.
     fn asked(&self, block_size: BlockSize) -> Option<Asked> {
         if self.method != Method::GET {
@@ -228,11 +239,11 @@ impl Fetcher {
         self.spawn_exchange(exchange, None);
     }
 
-    fn spawn_exchange(self: &Rc<Self>, exchange: Exchange, tell: Option<oneshot::Sender<Led>>) {
+    fn spawn_exchange(self: &Rc<Self>, exchange: Exchange, mut tell: Option<oneshot::Sender<Led>>) {
         let fetcher = self.clone();
         self.tasks.spawn(async move {
             let (linger, origin) = (exchange.linger, exchange.origin.clone());
-            let (led, rest) = fetcher.exchange(exchange).await;
+            let (led, rest) = fetcher.exchange(exchange, tell.as_mut()).await;
             if let Some(tell) = tell {
                 // A client that has gone by now wants nothing any more; the fill goes on for others.
                 let _ = tell.send(led);
@@ -248,7 +259,11 @@ impl Fetcher {
         });
     }
 
-    async fn exchange(&self, mut exchange: Exchange) -> (Led, Rest) {
+    async fn exchange(
+        &self,
+        mut exchange: Exchange,
+        tell: Option<&mut oneshot::Sender<Led>>,
+    ) -> (Led, Rest) {
         let asked = exchange.asked(self.cache.store.block_size());
         let request = exchange.upstream_request(asked.as_ref());
         let sent_at = clock::now();
@@ -258,7 +273,16 @@ impl Fetcher {
                 interim(status, headers);
             }
         };
-        let response = self.send(&exchange.origin, request, &mut on_interim).await;
+        let response = tokio::select! {
+            biased;
+            response = self.send(&exchange.origin, request, &mut on_interim) => response,
+            // Dropping the lead sends whoever has come this moment its own way.
+            () = exchange.abandoned(tell) => {
+                let counted = (exchange.origin.id, OriginOutcome::Client);
+                self.cache.metrics.origin_requests.increment(counted);
+                return (Led::Failed(Failure::BadGateway("abandoned")), Rest::Nothing);
+            }
+        };
         let (led, rest) = match response {
             Ok(response) => self.judge(&exchange, asked, response, sent_at),
             Err(error) => (self.unreachable(&exchange, &error), Rest::Nothing),

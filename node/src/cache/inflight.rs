@@ -11,7 +11,9 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -72,6 +74,28 @@ struct Asked {
 pub struct Flight {
     outcome: OnceLock<Outcome>,
     resolved: Notify,
+    /// Those who wait for the outcome, the leader's own client aside.
+    waiting: AtomicUsize,
+    /// Somebody has begun to wait, or has gone.
+    waiters_changed: Notify,
+}
+
+/// One who waits, as long as it lives.
+struct Waiter<'a>(&'a Flight);
+
+impl<'a> Waiter<'a> {
+    fn new(flight: &'a Flight) -> Waiter<'a> {
+        flight.waiting.fetch_add(1, Ordering::Relaxed);
+        flight.waiters_changed.notify_one();
+        Waiter(flight)
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.waiters_changed.notify_one();
+    }
 }
 
 /// Whether a request leads a flight or waits for one.
@@ -90,6 +114,8 @@ impl Inflight {
                 let flight = Arc::new(Flight {
                     outcome: OnceLock::new(),
                     resolved: Notify::new(),
+                    waiting: AtomicUsize::new(0),
+                    waiters_changed: Notify::new(),
                 });
                 entry.insert(flight.clone());
                 asked.leads += 1;
@@ -127,6 +153,7 @@ impl Inflight {
 
 impl Flight {
     pub async fn outcome(&self) -> Outcome {
+        let _waiter = Waiter::new(self);
         loop {
             let resolved = self.resolved.notified();
             tokio::pin!(resolved);
@@ -135,6 +162,19 @@ impl Flight {
                 return outcome.clone();
             }
             resolved.await;
+        }
+    }
+
+    /// Completes once nobody has waited for `linger`.
+    async fn abandoned(&self, linger: Duration) {
+        loop {
+            // A change that was not waited for is kept: at the worst, the time starts anew.
+            let changed = self.waiters_changed.notified();
+            if self.waiting.load(Ordering::Relaxed) > 0 {
+                changed.await;
+            } else if tokio::time::timeout(linger, changed).await.is_err() {
+                return;
+            }
         }
     }
 }
@@ -158,6 +198,14 @@ impl Lead {
     /// Whether the key was invalidated since this lead was taken.
     pub fn mark(&self) -> &Mark {
         &self.mark
+    }
+
+    /// Completes once nobody has waited for the answer for `linger`, the leader's own client aside.
+    pub async fn abandoned(&self, linger: Duration) {
+        match &self.flight {
+            Some((_, flight)) => flight.abandoned(linger).await,
+            None => tokio::time::sleep(linger).await,
+        }
     }
 
     pub fn resolve(self, outcome: Outcome) {
