@@ -100,6 +100,7 @@ impl Settings {
             max_interim: 16,
             limits: wire::Limits {
                 max_head_bytes: 64 << 10,
+                max_fields: wire::FIELDS_CEILING,
                 ..wire::Limits::default()
             },
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use caje_node::telemetry::{CacheResult, StatusClass};
-use caje_tests::{Connection, End, Node, Origin};
+use caje_tests::{Connection, End, Node, Origin, OriginAnswer};
 
 const SHORT: Duration = Duration::from_millis(150);
 
@@ -25,6 +25,24 @@ async fn a_long_target_is_414() {
     connection.answer("GET").await.expect(414);
     connection.is_closed().await;
     assert_eq!(origin.requests_total(), 1);
+}
+
+/// An origin may say more in its head than a client.
+#[tokio::test]
+async fn a_response_may_have_many_fields() {
+    let origin = Origin::start().await;
+    origin.get("/a").respond_with(|_| {
+        let answer = OriginAnswer::ok()
+            .body("x")
+            .header("cache-control", "max-age=60");
+        (0..200).fold(answer, |answer, n| answer.header(&format!("x-{n}"), "1"))
+    });
+    let node = Node::start(&origin).await;
+    for is_hit in [false, true] {
+        let got = node.get("/a").await.says("x");
+        assert!(got.head.has("x-199"), "{}", got.head.text);
+        assert_eq!(got.head.is_hit(), is_hit);
+    }
 }
 
 #[tokio::test]
