@@ -259,6 +259,11 @@ fn directory(dir: &Path, size_bytes: u64) -> Vec<Check> {
             "set store.dir to an absolute path",
         )];
     };
+    let in_the_way = dir.ancestors().find(|path| path.exists());
+    if let Some(file) = in_the_way.filter(|path| *path != base) {
+        let finding = format!("{} is no directory", file.display());
+        return vec![fail("directory", finding, "choose another store.dir")];
+    }
     // A scratch directory in it: no name in a cache directory is anybody's but the store's.
     let scratch = base.join(format!(".caje-doctor-{}", std::process::id()));
     if let Err(error) = DirBuilder::new().mode(0o700).create(&scratch) {
@@ -577,9 +582,11 @@ mod tests {
 
     #[test]
     fn a_directory_that_cannot_be_written() {
-        let checks = directory(Path::new("/proc/caje/cache"), 1 << 30);
-        assert_eq!(checks.len(), 1);
-        assert_eq!(checks[0].status, Status::Fail);
+        for dir in ["/proc/caje/cache", "/dev/null", "/dev/null/cache"] {
+            let checks = directory(Path::new(dir), 1 << 30);
+            assert_eq!(checks.len(), 1, "{dir}");
+            assert_eq!(checks[0].status, Status::Fail, "{dir}");
+        }
     }
 
     #[test]

@@ -92,7 +92,13 @@ pub(super) fn default_cdn_id(name: &str, listen: &[Address], dir: &Path) -> Stri
 
 fn read(top: &Section, findings: &Findings, environment: &Environment) -> Config {
     let mut node = node(&top.section("node"), environment);
-    let admin = admin(&top.section("admin"));
+    let admin_section = top.section("admin");
+    let admin = admin(&admin_section);
+    let collides = |address: &&Address| shares_a_socket(address, &admin.listen);
+    if let Some(address) = node.listen.iter().find(collides) {
+        let wrong = Wrong::new(format!("clients already connect to {address}"));
+        admin_section.reject("listen", wrong.hint("give the admin listener another port"));
+    }
     let store = store(&top.section("store"), environment);
     let limits = limits(&top.section("limits"));
     let log = log(&top.section("log"), environment);
@@ -187,6 +193,12 @@ fn plain_name(name: &str) -> String {
         }
     };
     name.chars().map(plain).take(64).collect()
+}
+
+/// Whether the second of two listeners could not be bound.
+fn shares_a_socket(a: &Address, b: &Address) -> bool {
+    let any = |address: &Address| ["0.0.0.0", "::"].contains(&address.host.as_str());
+    a.port == b.port && a.port != 0 && (a.host == b.host || any(a) || any(b))
 }
 
 fn admin(section: &Section) -> Admin {
@@ -588,6 +600,10 @@ store_set_cookie = \"true\"
                 "4:1 origin `a` already answers for the same host and path = set `hosts` or `path_prefix` to tell them apart",
                 "5:8 there is another origin called `a`",
             ],
+        );
+        check(
+            &format!("{ORIGIN}[node]\nlisten=':81'\n[admin]\nlisten='127.0.0.1:81'"),
+            &["7:8 clients already connect to 0.0.0.0:81 = give the admin listener another port"],
         );
         check(
             &format!("{ORIGIN}tls_insecure = true"),
