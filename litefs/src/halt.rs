@@ -137,8 +137,8 @@ pub fn halt(database: impl AsRef<Path>) -> Result<HaltGuard, HaltError> {
 /// commit after that is accepted if nobody has written in between. Ask [`is_expired`](HaltGuard::is_expired)
 /// before a commit.
 ///
-/// A process that is killed within a transaction leaves its lock to expire, which takes up to 35 seconds.
-/// Release it where SIGTERM is handled.
+/// A process that dies by a signal leaves its lock to expire, within a transaction or not: for up to 35 seconds
+/// nobody writes that database. Release it where SIGTERM is handled.
 #[derive(Debug)]
 #[must_use = "dropping the guard releases the lock"]
 pub struct HaltGuard {
