@@ -9,7 +9,7 @@
 //! release the lock.
 
 use std::env;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -158,6 +158,29 @@ impl Hand {
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("send a signal");
+    }
+
+    /// Waits until it sits in `fcntl`, as it does while it waits for a lock.
+    pub fn waits_for_a_lock(&self) {
+        let inside = format!("{} ", nix::libc::SYS_fcntl);
+        self.until_proc("syscall", |line| line.starts_with(&inside));
+    }
+
+    /// Stops it, which interrupts what it waits for, and lets it go on.
+    pub fn interrupt(&self) {
+        self.signal(Signal::SIGSTOP);
+        self.until_proc("stat", |line| line.contains(") T "));
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// The kernel has no event for either.
+    fn until_proc(&self, name: &str, holds: impl Fn(&str) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        let file = format!("/proc/{}/{name}", self.child.id());
+        while !fs::read_to_string(&file).is_ok_and(|line| holds(&line)) {
+            assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {file}");
+            std::thread::yield_now();
+        }
     }
 
     /// Waits until it has ended by itself.

@@ -199,6 +199,33 @@ fn a_lock_that_another_holds_is_refused_after_ten_seconds() {
     }
 }
 
+/// A signal interrupts LiteFS's wait; it is taken up again, and the lock is granted once.
+#[test]
+fn a_signal_does_not_end_the_wait() {
+    let Ok(nodes) = LiteFs::cluster(3) else {
+        return;
+    };
+    let [_, one, other] = &nodes[..] else {
+        unreachable!()
+    };
+    let (mut holder, mut waiting) = (hand(), hand());
+    let (here, there) = (path(one, "a.db"), path(other, "a.db"));
+    let mut watch = Watch::on(other);
+    let position = written(&mut holder, &here);
+    watch.until_at("a.db", position);
+    assert!(holder.does("halt", &[&here]).starts_with("held "));
+    waiting.order("halt", &[&there]);
+    for _ in 0..3 {
+        waiting.waits_for_a_lock();
+        waiting.interrupt();
+    }
+    waiting.waits_for_a_lock();
+    assert_eq!(holder.does("release", &[]), "done");
+    assert!(waiting.answer().starts_with("held "));
+    let written = waiting.does("write", &[&there, &1]);
+    assert!(written.starts_with("committed "), "{written}");
+}
+
 /// Without a primary the lock is refused at once and the role is unknown; both heal when it is back.
 #[test]
 fn without_a_primary_nobody_gets_a_lock() {
