@@ -48,6 +48,7 @@ use self::index::{Index, Message};
 pub use self::io::{BlockReader, Faults, GrowingBlock, RingGuard, attach_ring, ring_available};
 use self::io::{FrozenBlock, Io, PAGE_BYTES, Segment};
 use self::layout::{AREA_BYTES, AREA_PAGES, Extent, PageMap, block_crc};
+pub use self::memory::Hold;
 use self::memory::Memory;
 pub use self::object::Object;
 use self::object::{Flight, Slot};
@@ -578,6 +579,17 @@ impl Store {
         self.shared().disk.as_ref().is_some_and(|disk| {
             !disk.writes_off.load(Ordering::Relaxed) && disk.full_until.lock().is_none()
         })
+    }
+
+    /// Whether what the memory tier drops is lost.
+    pub fn is_memory_only(&self) -> bool {
+        let disk = self.shared().disk.as_ref();
+        disk.is_none_or(|disk| disk.writes_off.load(Ordering::Relaxed))
+    }
+
+    /// The right to hold a block of this size beside the memory tier; `None` if too many are held.
+    pub fn hold(&self, bytes: usize) -> Option<Hold> {
+        self.shared().memory.hold(bytes as u64)
     }
 
     /// Bytes of the memory tier.

@@ -313,3 +313,70 @@ async fn a_slow_http2_client_slows_nobody() {
     assert_eq!(slow_server::verify_body("/a", 0, got.body()), Ok(()));
     assert_eq!(origin.requests("/a"), 1);
 }
+
+/// Without a disk, a body that cannot be asked for again stays with those who read it, however slow they
+/// are and whatever else comes through the memory.
+#[tokio::test]
+async fn a_slow_reader_without_a_disk_gets_all_of_it() {
+    let size = 3_500_000;
+    for state in ["arriving", "stored"] {
+        let origin = Origin::start().await;
+        origin.get("/a").generated(size).cache_control("max-age=60");
+        let node = Node::with(&origin, |config| {
+            config.store.dir = "/dev/full/store".into();
+        })
+        .await;
+        if state == "stored" {
+            node.get("/a").await.is_whole("/a", size);
+            node.at_rest().await;
+        }
+        let mut slow = caje_tests::Connection::narrow(node.address()).await;
+        slow.send(node.get("/a").bytes()).await;
+        let mut slow = slow.begin("GET").await;
+        slow.take(1).await;
+        node.at_rest().await;
+        for n in 0..24 {
+            let path = format!("/other/{n}");
+            origin
+                .get(&path)
+                .generated(size)
+                .cache_control("max-age=60");
+            node.get(&path).await.is_whole(&path, size);
+        }
+        let rest = slow.rest().await;
+        assert_eq!(
+            (rest.end, rest.body.len() as u64),
+            (End::Whole, size - 1),
+            "{state}"
+        );
+        assert_eq!(slow_server::verify_body("/a", 1, &rest.body), Ok(()));
+    }
+}
+
+/// Slow readers that hold more than may be held give way: nobody else waits for them for long.
+#[tokio::test]
+async fn slow_readers_without_a_disk_do_not_hold_up_others() {
+    let size = 3_500_000;
+    let origin = Origin::start().await;
+    let node = Node::with(&origin, |config| {
+        config.store.dir = "/dev/full/store".into();
+    })
+    .await;
+    let mut slow = Vec::new();
+    for n in 0..4 {
+        let path = format!("/{n}");
+        origin
+            .get(&path)
+            .generated(size)
+            .cache_control("max-age=60");
+        let mut connection = caje_tests::Connection::narrow(node.address()).await;
+        connection.send(node.get(&path).bytes()).await;
+        let mut answer = connection.begin("GET").await;
+        answer.take(1).await;
+        slow.push(answer);
+        node.get(&path).await.is_whole(&path, size);
+    }
+    drop(slow);
+    node.open_connections(0).await;
+    node.at_rest().await;
+}

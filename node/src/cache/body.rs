@@ -12,6 +12,9 @@
 //! - A reader never slows a fill whose bytes the store keeps: a slow reader takes them from there. Where
 //!   it does not (an object given up while it fills, no disk), the fill keeps a few blocks itself and
 //!   goes at the pace of its slowest reader.
+//! - Without a disk, the blocks of a small body that could not be asked for again are held for those
+//!   who read it, by the fill as they arrive and by the reader where they are here already, as far as
+//!   the store has room for that.
 //! - A body whose length is unknown ends where its fill ended *well*; a fill that failed never looks
 //!   like an end.
 
@@ -30,7 +33,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::block::{BlockIndex, BlockSize};
 use crate::cache::fill::Refill;
 use crate::clock;
-use crate::store::{BlockReader, GrowingBlock, Object, Store};
+use crate::store::{BlockReader, GrowingBlock, Hold, Object, Store};
 
 /// How far ahead of a fill a reader still waits for it rather than asking for its own range, in bytes.
 const JOIN_DISTANCE: u64 = 1 << 20;
@@ -40,6 +43,9 @@ const MAX_KEPT_BLOCKS: usize = 4;
 
 /// How long a reader that takes nothing may keep others waiting for such a fill.
 const KEPT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a fill whose blocks are held waits for the first who reads them.
+const FIRST_READER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often in a row a block that is here may turn out unreadable, before it is an error.
 const MAX_UNREADABLE: u8 = 3;
@@ -243,9 +249,10 @@ struct FillState {
     /// The block being written, and the offset in the body of its first byte.
     open: Option<(u64, BlockReader)>,
     /// Closed blocks that nobody but this fill keeps, and the offset of each one's first byte.
-    kept: VecDeque<(u64, BlockReader)>,
+    kept: VecDeque<Kept>,
     /// Everybody who reads from here, and up to where.
     readers: Vec<(ReaderId, u64)>,
+    /// 0 until somebody has joined.
     last_reader: ReaderId,
     end: Option<Result<(), BodyError>>,
     /// The upstream's head has come and fits: bytes will follow.
@@ -254,11 +261,35 @@ struct FillState {
 
 type ReaderId = u64;
 
+struct Kept {
+    start: u64,
+    block: BlockReader,
+    /// Without it, the fill waits for its readers.
+    hold: Option<Hold>,
+}
+
+impl Kept {
+    fn end(&self) -> u64 {
+        self.start + self.block.written() as u64
+    }
+}
+
+/// Where a block is that was just closed.
+enum Keeping {
+    /// The store has it, or it can be asked for again.
+    Store,
+    /// Perhaps only in the memory tier, and it cannot be asked for again.
+    Hold,
+    /// Soon nowhere: readers have to come near.
+    Window,
+}
+
 impl FillState {
     /// Bytes at `at` that this fill still holds.
     fn held(&self, at: u64, end: u64) -> Option<Bytes> {
-        let blocks = self.open.iter().chain(self.kept.iter().rev());
-        let (start, block) = blocks.into_iter().find(|(start, _)| at >= *start)?;
+        let open = self.open.iter().map(|(start, block)| (*start, block));
+        let kept = self.kept.iter().rev().map(|kept| (kept.start, &kept.block));
+        let (start, block) = open.chain(kept).find(|(start, _)| at >= *start)?;
         let from = (at - start) as usize;
         let to = (end.min(self.position) - start) as usize;
         (from < block.written()).then(|| block.slice(from..to.min(block.written())))
@@ -268,8 +299,8 @@ impl FillState {
     /// there is: they may ask for it again.
     fn leave_slowest(&mut self) {
         let others_wait = self.readers.iter().any(|(_, at)| *at >= self.position);
-        if others_wait && let Some((start, block)) = self.kept.front() {
-            let end = start + block.written() as u64;
+        if others_wait && let Some(oldest) = self.kept.front() {
+            let end = oldest.end();
             self.readers.retain(|(_, at)| *at >= end);
         }
     }
@@ -278,9 +309,7 @@ impl FillState {
     fn forget_passed(&mut self) {
         let slowest = self.readers.iter().map(|(_, at)| *at).min();
         let slowest = slowest.unwrap_or(u64::MAX);
-        while let Some((start, block)) = self.kept.front()
-            && start + block.written() as u64 <= slowest
-        {
+        while self.kept.front().is_some_and(|kept| kept.end() <= slowest) {
             self.kept.pop_front();
         }
     }
@@ -326,10 +355,15 @@ impl Fill {
 
     fn step(&self, reader: ReaderId, at: u64, end: u64) -> Step {
         let mut state = self.state.lock();
+        let mut left = None;
         if let Some(known) = state.readers.iter_mut().find(|(id, _)| *id == reader) {
-            known.1 = at;
+            left = Some(std::mem::replace(&mut known.1, at));
         }
-        if !state.kept.is_empty() {
+        if let Some(oldest) = state.kept.front().map(Kept::end) {
+            let has_ended = state.end.is_some();
+            if has_ended && left.is_some_and(|left| left < oldest && oldest <= at) {
+                state.forget_passed();
+            }
             self.reader_moved.notify_waiters();
         }
         if at < state.position {
@@ -412,6 +446,7 @@ impl Joined {
         let id = state.last_reader;
         state.readers.push((id, at));
         drop(state);
+        fill.reader_moved.notify_waiters();
         Joined { fill, id }
     }
 }
@@ -420,6 +455,9 @@ impl Drop for Joined {
     fn drop(&mut self) {
         let mut state = self.fill.state.lock();
         state.readers.retain(|(id, _)| *id != self.id);
+        if state.end.is_some() {
+            state.forget_passed();
+        }
         drop(state);
         self.fill.reader_moved.notify_waiters();
     }
@@ -561,10 +599,15 @@ impl FillWriter {
         if whole == (open.start..self.position) {
             // A body that is being filled is in use, whoever else wants its room.
             self.store.touch(object, clock::now());
-            let kept = (open.start, open.buffer.reader());
+            let (start, block) = (open.start, open.buffer.reader());
             self.store.put(object, open.index, open.buffer).await;
-            if self.is_on_its_own() {
-                self.keep(kept).await;
+            let hold = match self.keeping() {
+                Keeping::Store => None,
+                Keeping::Hold => Some(self.store.hold(block.written())),
+                Keeping::Window => Some(None),
+            };
+            if let Some(hold) = hold {
+                self.keep(Kept { start, block, hold }).await;
             }
             if self.limit == u64::MAX && self.position > self.largest {
                 // Outgrown: from here on it is only passed through, to those who read it already.
@@ -574,20 +617,32 @@ impl FillWriter {
         self.fill.state.lock().open = None;
     }
 
-    /// Whether the store may lose what it was just given before a slow reader has had it.
-    fn is_on_its_own(&self) -> bool {
+    fn keeping(&self) -> Keeping {
         let object = &self.body.object;
         let length = object.length().unwrap_or(self.position);
         // Before it is given up its readers must have come near.
         let outgrows = self.limit == u64::MAX && self.position > self.largest / 2;
-        outgrows
-            || object.is_gone()
-            || !self.store.is_durable() && length > self.store.memory_limit() / 8
+        let is_large = length > self.store.memory_limit() / 8;
+        if outgrows || object.is_gone() {
+            Keeping::Window
+        } else if self.store.is_durable() {
+            Keeping::Store
+        } else if is_large {
+            Keeping::Window
+        } else if self.body.joinable {
+            Keeping::Store
+        } else {
+            Keeping::Hold
+        }
     }
 
-    /// Keeps a closed block for its readers, and waits until they are near enough.
-    async fn keep(&self, block: (u64, BlockReader)) {
+    /// Keeps a closed block for its readers; without a hold, waits until they are near enough.
+    async fn keep(&self, block: Kept) {
+        let waits = block.hold.is_none();
         self.fill.state.lock().kept.push_back(block);
+        if !waits {
+            return;
+        }
         let mut patience = Instant::now() + KEPT_PATIENCE;
         loop {
             let moved = self.fill.reader_moved.notified();
@@ -618,8 +673,29 @@ impl FillWriter {
             Ok(()) => self.complete().await,
             Err(error) => Err(error),
         };
+        self.await_first_reader().await;
         self.end(outcome);
         outcome
+    }
+
+    /// What is held here is for the client that asked, too, which may not have begun to read.
+    async fn await_first_reader(&self) {
+        let patience = Instant::now() + FIRST_READER_PATIENCE;
+        loop {
+            let moved = self.fill.reader_moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            {
+                let state = self.fill.state.lock();
+                let is_held = state.kept.front().is_some_and(|kept| kept.hold.is_some());
+                if !is_held || state.last_reader > 0 {
+                    return;
+                }
+            }
+            if timeout_at(patience, moved).await.is_err() {
+                return;
+            }
+        }
     }
 
     async fn complete(&mut self) -> Result<(), BodyError> {
@@ -640,6 +716,8 @@ impl FillWriter {
         if outcome.is_ok() {
             state.open = None;
         }
+        // What was held for those who might join is held only for those who have.
+        state.forget_passed();
         drop(state);
         self.fill.changed.notify_waiters();
     }
@@ -656,6 +734,8 @@ impl Drop for FillWriter {
 /// Reads one span of a body in order, from wherever its bytes are.
 pub struct Reader {
     store: Store,
+    /// Blocks that were here when it began and might not be when their turn comes.
+    held: VecDeque<(BlockIndex, Bytes, Hold)>,
     body: Arc<Body>,
     at: u64,
     /// First offset that is not wanted; `u64::MAX` means to the end.
@@ -685,8 +765,14 @@ impl Reader {
         // a fill with one slow reader is not abandoned.
         let joined = body.fill_around(span.start);
         let joined = joined.map(|fill| Joined::new(fill, span.start));
+        // After it has joined: what comes from now on is kept there.
+        let held = match store.is_memory_only() && !body.joinable {
+            true => hold_blocks(&store, &body, &span),
+            false => VecDeque::new(),
+        };
         Reader {
             store,
+            held,
             body,
             at: span.start,
             end: span.end,
@@ -818,7 +904,12 @@ impl Reader {
         let block_size = self.store.block_size();
         let index = block_size.index_of(self.at);
         let object = &self.body.object;
-        let block = match self.store.cached(object, index) {
+        while self.held.front().is_some_and(|(held, ..)| *held < index) {
+            self.held.pop_front();
+        }
+        let held = self.held.front().filter(|(held, ..)| *held == index);
+        let held = held.map(|(_, block, _)| block.clone());
+        let block = match held.or_else(|| self.store.cached(object, index)) {
             Some(block) => block,
             None if object.contains(index) => self.store.read(object, index).await.ok()?,
             None => return None,
@@ -923,6 +1014,27 @@ impl Reader {
             }
         }
     }
+}
+
+/// The blocks of `span` that are in memory one after the other, as far as they may be held.
+fn hold_blocks(
+    store: &Store,
+    body: &Body,
+    span: &Range<u64>,
+) -> VecDeque<(BlockIndex, Bytes, Hold)> {
+    let end = span.end.min(body.object.length().unwrap_or(u64::MAX));
+    let blocks = store.block_size().span(span.start..end.max(span.start));
+    let mut held = VecDeque::new();
+    for index in (blocks.start..blocks.end).map(BlockIndex) {
+        let Some(block) = store.cached(&body.object, index) else {
+            break;
+        };
+        let Some(hold) = store.hold(block.len()) else {
+            break;
+        };
+        held.push_back((index, block, hold));
+    }
+    held
 }
 
 /// Where the next byte will come from.

@@ -3,6 +3,9 @@
 //! A block weighs what its memory takes, not what it holds. Losing a block here loses nothing that
 //! is on disk.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use bytes::Bytes;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
@@ -39,6 +42,22 @@ impl Weighter<Place, Held> for ByBytes {
 pub(crate) struct Memory {
     cache: Cache<Place, Held, ByBytes>,
     limit_bytes: u64,
+    /// What [`Hold`]s stand for.
+    on_hold_bytes: AtomicU64,
+}
+
+/// The right to hold a block that the memory tier may drop, until this is dropped.
+pub struct Hold {
+    memory: Arc<Memory>,
+    bytes: u64,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.memory
+            .on_hold_bytes
+            .fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 impl Memory {
@@ -63,7 +82,24 @@ impl Memory {
             DefaultHashBuilder::default(),
             DefaultLifecycle::default(),
         );
-        Self { cache, limit_bytes }
+        Self {
+            cache,
+            limit_bytes,
+            on_hold_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// `None` where so much is held that a quarter of the tier would stand for it.
+    pub(crate) fn hold(self: &Arc<Self>, bytes: u64) -> Option<Hold> {
+        let limit = self.limit_bytes / 4;
+        let held = &self.on_hold_bytes;
+        let more = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= limit);
+        held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .ok()?;
+        Some(Hold {
+            memory: self.clone(),
+            bytes,
+        })
     }
 
     pub(crate) fn get(&self, body: BodyId, block: BlockIndex) -> Option<Bytes> {
