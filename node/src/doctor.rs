@@ -51,8 +51,6 @@ impl Status {
 
 /// The longest an origin is waited for.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Descriptors for the store's files, the ring, logs and the administrator.
-const OTHER_DESCRIPTORS: u64 = 128;
 const PAGE_BYTES: usize = 4096;
 
 /// Makes all checks. Blocks, for some seconds when an origin does not answer.
@@ -190,36 +188,38 @@ fn ring(config: &Config) -> Check {
     }
 }
 
+const OPEN_FILES: &str = "open files";
+
 fn descriptors(config: &Config) -> Check {
-    const NAME: &str = "open files";
-    let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
-        Ok(limits) => limits,
-        Err(error) => {
-            return warn(
-                NAME,
-                format!("the limit cannot be read: {error}"),
-                "see /proc/self/limits",
-            );
-        }
-    };
-    let origins: usize = config
-        .origins
-        .iter()
-        .map(|origin| origin.max_connections)
-        .sum();
-    let needed = config.limits.max_connections as u64 + origins as u64 + OTHER_DESCRIPTORS;
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, hard)) => open_files(config, soft, hard),
+        Err(error) => warn(
+            OPEN_FILES,
+            format!("the limit cannot be read: {error}"),
+            "see /proc/self/limits",
+        ),
+    }
+}
+
+fn open_files(config: &Config, soft: u64, hard: u64) -> Check {
+    let needed = config.descriptors();
     let finding = format!(
         "{} allowed, up to {}; all connections need {needed}",
         shown(soft),
         shown(hard)
     );
     if hard >= needed {
-        ok(NAME, finding)
+        ok(OPEN_FILES, finding)
     } else {
         let advice = format!(
             "LimitNOFILE={needed} (systemd), --ulimit nofile={needed} (docker), or lower limits.max_connections"
         );
-        warn(NAME, finding, advice)
+        let room = config.client_room(hard);
+        let finding = format!(
+            "{finding}, and {room} clients fit beside origins: limits.max_connections is {}",
+            config.limits.max_connections
+        );
+        warn(OPEN_FILES, finding, advice)
     }
 }
 
@@ -578,6 +578,24 @@ mod tests {
         assert_eq!(find(&checks, "lock").status, Status::Warn);
         assert_eq!(worst(&checks), Status::Fail);
         fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn fewer_clients_fit_where_few_files_may_be_open() {
+        let config = config("http://127.0.0.1:1", Path::new("/tmp/caje"));
+        assert_eq!(open_files(&config, 1024, 1 << 20).status, Status::Ok);
+        let check = open_files(&config, 1024, 1024);
+        assert_eq!(check.status, Status::Warn);
+        let room = config.client_room(1024);
+        assert!((1..1024 - 512).contains(&room), "{room}");
+        assert!(
+            check.finding.contains(&format!("{room} clients")),
+            "{}",
+            check.finding
+        );
+        // Origins leave at least half to clients.
+        assert!((1..64).contains(&config.client_room(200)));
+        assert_eq!(config.client_room(0), 1);
     }
 
     #[test]

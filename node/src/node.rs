@@ -20,6 +20,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
@@ -103,6 +104,7 @@ impl Node {
         admin::sample(&metrics, &cache, &counters, &tasks, phases.clone());
         let admission = Admission::new(
             config.limits.max_connections,
+            client_room(&config),
             config.limits.max_connections_per_address,
         );
         let admin_address = admin.local_addr().map_err(|error| StartError::Listen {
@@ -329,6 +331,24 @@ impl DataThread {
             _ = cut_short => {}
         }
     }
+}
+
+/// How many clients the descriptors of this process leave room for.
+fn client_room(config: &Config) -> usize {
+    let Ok((limit, _)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return config.limits.max_connections;
+    };
+    let room = config.client_room(limit);
+    let max_connections = config.limits.max_connections;
+    if room < max_connections {
+        tracing::warn!(
+            limit,
+            room,
+            max_connections,
+            "limits.max_connections is above what the limit of open files allows: clients beyond the room wait"
+        );
+    }
+    room
 }
 
 fn open_cache(config: &Config, metrics: &Arc<Metrics>) -> Result<Cache, StartError> {

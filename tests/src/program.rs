@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
 
-use crate::client::Ask;
+use crate::client::{Ask, Connection};
 use crate::within;
 
 /// A running `caje-node`. Dropping it kills it.
@@ -71,6 +71,22 @@ impl Program {
         .await
     }
 
+    /// Starts it with no more than these many descriptors; its diagnostic log goes to a file.
+    pub async fn start_with_descriptors(
+        arguments: &[&str],
+        count: u32,
+        log: &std::path::Path,
+    ) -> Program {
+        let path = tokio::task::spawn_blocking(Program::path)
+            .await
+            .expect("a build");
+        let log = std::fs::File::create(log).expect("create a file");
+        let script = format!("ulimit -n {count}; exec \"$0\" \"$@\"");
+        let mut command = tokio::process::Command::new("/bin/sh");
+        command.args(["-c", &script]).arg(path).args(arguments);
+        Program::launch(command.stderr(log)).await
+    }
+
     async fn launch(command: &mut tokio::process::Command) -> Program {
         let mut child = command
             .stdin(Stdio::null())
@@ -92,6 +108,10 @@ impl Program {
 
     pub fn get(&self, target: &str) -> Ask {
         Ask::new(self.address, "GET", target)
+    }
+
+    pub async fn connect(&self) -> Connection {
+        Connection::to(self.address).await
     }
 
     pub fn admin(&self, target: &str) -> Ask {

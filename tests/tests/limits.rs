@@ -498,6 +498,65 @@ async fn a_client_that_leaves_an_early_answer_is_noticed() {
     gate.open();
 }
 
+/// Clients that would take every descriptor wait; those that came first, misses and the administrator
+/// are served meanwhile, and who waits is when somebody leaves.
+#[tokio::test]
+async fn descriptors_are_kept_for_what_is_no_client() {
+    let origin = Origin::start().await;
+    origin.prefix("/").body("x").cache_control("max-age=60");
+    let folder = caje_tests::Folder::new();
+    let (log, store) = (folder.join("log"), folder.join("store"));
+    let arguments = [
+        "proxy",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+        "--origin",
+        &origin.url(),
+        "--data-dir",
+        &store.display().to_string(),
+        "--memory",
+        "16MiB",
+        "--no-access-log",
+    ];
+    let program = caje_tests::Program::start_with_descriptors(&arguments, 128, &log).await;
+    let mut first = program.connect().await;
+    first.get("/a").await.says("x");
+    let mut idle = Vec::new();
+    for _ in 0..300 {
+        idle.push(program.connect().await);
+    }
+    let mut last = idle.pop().expect("a connection");
+    last.send("GET /last HTTP/1.1\r\nhost: a.example\r\n\r\n")
+        .await;
+    // The administrator's answers are what takes the others' time to be accepted.
+    let metric = async |name: &str| -> f64 {
+        let text = program.admin("/metrics").await.expect(200).text();
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.expect("a series").parse().expect("a number")
+    };
+    let deadline = tokio::time::Instant::now() + caje_tests::PATIENCE;
+    while metric("caje_client_connections").await < 20.0 {
+        assert!(tokio::time::Instant::now() < deadline, "too few are served");
+    }
+    assert!(first.get("/a").await.says("x").head.is_hit());
+    for n in 0..10 {
+        first.get(&format!("/miss/{n}")).await.says("x");
+    }
+    assert!(metric("caje_client_connections").await < 100.0);
+    let refused = "caje_client_connections_refused_total{reason=\"descriptors\"}";
+    assert_eq!(metric(refused).await, 0.0);
+    assert_eq!(origin.requests("/last"), 0);
+    let told = std::fs::read_to_string(&log).expect("read the log");
+    assert!(told.contains("limits.max_connections is above"), "{told}");
+    // A place that is given back is taken.
+    drop(idle);
+    last.answer("GET").await.says("x");
+}
+
 /// HTTP/2: a connection without a word, and a stream whose body stops.
 #[tokio::test]
 async fn silent_http2_connections_end() {

@@ -11,6 +11,14 @@ use crate::store::{self, IoMode};
 use crate::telemetry::{Format, Metrics, Sink};
 use crate::{proxy, wire};
 
+/// Descriptors of a node before its first client: standard streams, the store's lock and index, the
+/// log, the administrator's listener and some of its connections, event loops of threads without data.
+const FIXED_DESCRIPTORS: u64 = 48;
+
+/// Of a data thread: its event loop, its ring, and what wakes it; and a client more than there is room
+/// for, where several threads accept at the same moment.
+const THREAD_DESCRIPTORS: u64 = 8;
+
 impl Config {
     pub fn store_settings(&self) -> store::Settings {
         let settings = &self.store;
@@ -48,6 +56,36 @@ impl Config {
             })
         };
         self.origins.iter().map(rules).collect()
+    }
+
+    /// Descriptors that all connections together can come to need, with everything else that is open.
+    pub fn descriptors(&self) -> u64 {
+        self.limits.max_connections as u64 + self.origin_descriptors() + self.other_descriptors()
+    }
+
+    /// How many client connections `limit` open files leave room for: origins keep what their pools
+    /// may grow to, but not more than half of what there is for both. At least one.
+    pub fn client_room(&self, limit: u64) -> usize {
+        let left = limit.saturating_sub(self.other_descriptors());
+        let clients = left - self.origin_descriptors().min(left / 2);
+        usize::try_from(clients).unwrap_or(usize::MAX).max(1)
+    }
+
+    fn origin_descriptors(&self) -> u64 {
+        let connections = |origin: &Origin| origin.max_connections as u64;
+        self.origins.iter().map(connections).sum()
+    }
+
+    /// Listeners, event loops, rings, the store's files, logs, and the administrator.
+    fn other_descriptors(&self) -> u64 {
+        let threads = self.node.threads.get() as u64;
+        let listeners = self.node.listen.len() as u64;
+        FIXED_DESCRIPTORS
+            + threads * (THREAD_DESCRIPTORS + listeners)
+            + self
+                .store
+                .size_bytes
+                .div_ceil(self.store_settings().segment_bytes)
     }
 
     /// `pseudonym/region`, or the pseudonym alone: how `Cache-Status` names this node.

@@ -3,7 +3,9 @@
 //! Kept true here:
 //! - Every connection is counted while it lives, in all and for its address, and refused beyond the caps.
 //! - A socket that says nothing, or half of an HTTP/2 preface, ends by a deadline.
-//! - Running out of descriptors slows accepting down; it never ends it.
+//! - Beyond what descriptors allow, clients wait in the kernel until one leaves: those that are kept
+//!   for origins, the store and the administrator are never taken. Running out of them all the same
+//!   slows accepting down; it never ends it.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -69,6 +71,10 @@ impl Draining {
 pub struct Admission {
     total: AtomicUsize,
     max_total: usize,
+    /// At so many nobody is accepted.
+    room: usize,
+    /// A place within the room was given back.
+    freed: Notify,
     max_per_address: usize,
     by_address: [Mutex<HashMap<IpAddr, usize>>; SHARDS],
 }
@@ -80,10 +86,13 @@ pub struct Admitted {
 }
 
 impl Admission {
-    pub fn new(max_total: usize, max_per_address: usize) -> Arc<Admission> {
+    /// Beyond `max_total` clients are refused. Where descriptors leave `room` for fewer, they wait.
+    pub fn new(max_total: usize, room: usize, max_per_address: usize) -> Arc<Admission> {
         Arc::new(Admission {
             total: AtomicUsize::new(0),
             max_total,
+            room: if room < max_total { room } else { usize::MAX },
+            freed: Notify::new(),
             max_per_address,
             by_address: Default::default(),
         })
@@ -95,6 +104,17 @@ impl Admission {
             IpAddr::V6(address) => address.octets()[7],
         };
         &self.by_address[last as usize % SHARDS]
+    }
+
+    /// Completes when there is room for one more. Each thread may then take one.
+    async fn has_room(&self) {
+        while self.total.load(Ordering::Relaxed) >= self.room {
+            let freed = self.freed.notified();
+            // What was given back since is not told again.
+            if self.total.load(Ordering::SeqCst) >= self.room {
+                freed.await;
+            }
+        }
     }
 
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Admitted, Refused> {
@@ -120,7 +140,9 @@ impl Admission {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.admission.total.fetch_sub(1, Ordering::Relaxed);
+        if self.admission.total.fetch_sub(1, Ordering::SeqCst) >= self.admission.room {
+            self.admission.freed.notify_waiters();
+        }
         let mut shard = self.admission.shard(&self.address).lock();
         if let Some(count) = shard.get_mut(&self.address) {
             *count -= 1;
@@ -154,7 +176,10 @@ pub async fn accept(
         let accepted = tokio::select! {
             biased;
             // Those that wait in the kernel's queue first: closing the listener would reset them.
-            accepted = listener.accept() => accepted,
+            accepted = async {
+                admission.has_room().await;
+                listener.accept().await
+            } => accepted,
             () = proxy.draining.begun() => return,
         };
         let (socket, peer) = match accepted {
