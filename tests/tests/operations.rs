@@ -830,6 +830,7 @@ async fn the_log_has_what_was_no_plain_answer() {
         raw.headers(1, true, &head).await;
         origin.wait_requests("/held", 3).await;
         drop(raw);
+        node.open_connections(0).await;
         lines.push(match is_json {
             true => vec![
                 "\"url\":\"/held\",\"request_protocol\":\"HTTP/2.0\"".to_owned(),
