@@ -435,6 +435,12 @@ async fn a_reload_that_loses_its_certificate_changes_nothing() {
     let good = good.replace("[log]", "[log]\nlevel = \"error\"");
     std::fs::write(&path, &good).expect("write a file");
     let mut program = Program::start_with_log(&["run", "--config", &path], &log).await;
+    // A program that has just said where it listens may not look at its file yet.
+    let deadline = tokio::time::Instant::now() + caje_tests::PATIENCE;
+    while reloads(&program, "ok").await < 1.0 {
+        assert!(tokio::time::Instant::now() < deadline, "no reload");
+        std::fs::write(&path, &good).expect("write a file");
+    }
     // A pipe is there for its first reader, and gone for the second.
     let pipe = folder.join("ca.pem");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("make a pipe");
