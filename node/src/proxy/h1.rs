@@ -15,7 +15,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -24,7 +23,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::HeaderMap;
 use http::{Method, StatusCode, Version};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -48,10 +47,7 @@ const LINGER_LIMIT: usize = 1 << 20;
 const COPY_LIMIT: usize = 4 << 10;
 
 /// Serves one connection to its end. Never fails: what goes wrong concerns this client alone.
-pub async fn serve<Io>(io: Io, inbox: BytesMut, client: Client, proxy: Rc<Proxy>)
-where
-    Io: AsyncRead + AsyncWrite + AsFd + Unpin + 'static,
-{
+pub async fn serve(io: TcpStream, inbox: BytesMut, client: Client, proxy: Rc<Proxy>) {
     let limits = proxy.limits();
     let read_pace = Pace {
         stall: limits.header_timeout,
@@ -78,8 +74,8 @@ where
     }
 }
 
-struct Connection<Io> {
-    io: Rc<ClientIo<Io>>,
+struct Connection {
+    io: Rc<ClientIo>,
     client: Client,
     proxy: Rc<Proxy>,
     /// Reused for every head.
@@ -103,10 +99,7 @@ enum After {
 
 const CLOSE: After = After::Close { lingering: false };
 
-impl<Io> Connection<Io>
-where
-    Io: AsyncRead + AsyncWrite + AsFd + Unpin + 'static,
-{
+impl Connection {
     async fn run(&mut self) -> After {
         let mut is_first = true;
         loop {
@@ -293,7 +286,7 @@ where
         &mut self,
         request: Rc<Request>,
         framing: Framing,
-        body: Option<&Rc<RequestBody<Io>>>,
+        body: Option<&Rc<RequestBody>>,
         pending: Pending,
     ) -> Option<Response> {
         let proxy = self.proxy.clone();
@@ -338,7 +331,7 @@ where
         version: Version,
         is_head: bool,
         keep_alive: bool,
-        request_body: Option<&RequestBody<Io>>,
+        request_body: Option<&RequestBody>,
     ) -> Result<Ending, Interrupted> {
         let bodiless = is_head || respond::is_bodiless(response.status);
         let framing = match response.length {
@@ -421,7 +414,7 @@ where
         body: &mut Body,
         framing: Framing,
         response: &mut Response,
-        request_body: Option<&RequestBody<Io>>,
+        request_body: Option<&RequestBody>,
     ) -> Result<(), Interrupted> {
         let mut left = match framing {
             Framing::Length(length) => length,
@@ -516,7 +509,7 @@ where
     }
 
     /// Whether the next request begins where this one's body ends, after reading what is left of it.
-    async fn drained(&self, body: Option<&RequestBody<Io>>) -> bool {
+    async fn drained(&self, body: Option<&RequestBody>) -> bool {
         match body {
             None => true,
             Some(body) => body.drain().await,
@@ -633,8 +626,8 @@ fn is_timeout(error: &std::io::Error) -> bool {
 }
 
 /// A request's body on its connection.
-pub struct RequestBody<Io> {
-    io: Rc<ClientIo<Io>>,
+pub struct RequestBody {
+    io: Rc<ClientIo>,
     limits: Limits,
     decoder: RefCell<BodyDecoder>,
     /// The client waits for `100 Continue` before it sends.
@@ -656,20 +649,20 @@ pub enum RequestBodyError {
 }
 
 /// Completes when the body was read to its end, or nobody else reads it any more.
-async fn given_back<Io: AsyncRead + AsyncWrite + Unpin>(body: Option<&RequestBody<Io>>) {
+async fn given_back(body: Option<&RequestBody>) {
     let Some(body) = body else { return };
     while body.lent.get() && !body.is_read() {
         body.returned.notified().await;
     }
 }
 
-impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBody<Io> {
+impl RequestBody {
     fn new(
-        io: Rc<ClientIo<Io>>,
+        io: Rc<ClientIo>,
         limits: Limits,
         framing: Framing,
         awaits_continue: bool,
-    ) -> RequestBody<Io> {
+    ) -> RequestBody {
         RequestBody {
             io,
             decoder: RefCell::new(BodyDecoder::new(framing, &limits.wire)),

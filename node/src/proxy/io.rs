@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::os::fd::AsFd;
+use std::num::NonZeroUsize;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -14,9 +14,11 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncReadExt, AsyncWrite, Interest};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
+use crate::cache::{InFile, in_file};
 use crate::telemetry::Metrics;
 
 /// What one read asks the socket for, in bytes.
@@ -24,6 +26,10 @@ const READ_SIZE: usize = 8 << 10;
 
 /// Read ahead of a request that is being answered, in bytes: pipelined requests wait in the kernel.
 const PIPELINE_READ_AHEAD: usize = 16 << 10;
+
+/// Parts of a body from this size on are sent without a copy where they can be, in bytes: below it
+/// the copy is cheaper than a second call to the kernel.
+const FROM_FILE_BYTES: usize = 32 << 10;
 
 /// What a connection brings before it is counted, in bytes.
 const COUNTED_BYTES: u64 = 16 << 10;
@@ -170,8 +176,8 @@ impl Drop for Received {
     }
 }
 
-pub struct ClientIo<Io> {
-    io: RefCell<Io>,
+pub struct ClientIo {
+    io: RefCell<TcpStream>,
     inbox: RefCell<BytesMut>,
     /// Bytes that must go out before any others: `100 Continue` and other interim heads.
     outbox: RefCell<BytesMut>,
@@ -184,14 +190,14 @@ pub struct ClientIo<Io> {
     at_end: Cell<bool>,
 }
 
-impl<Io: AsyncRead + AsyncWrite + Unpin> ClientIo<Io> {
+impl ClientIo {
     pub fn new(
-        io: Io,
+        io: TcpStream,
         inbox: BytesMut,
         received: Received,
         read_pace: Pace,
         write_pace: Pace,
-    ) -> ClientIo<Io> {
+    ) -> ClientIo {
         ClientIo {
             received,
             io: RefCell::new(io),
@@ -303,26 +309,19 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> ClientIo<Io> {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes `head`, `body` and `tail`, in one call to the kernel if it takes them.
+    /// Writes `head`, `body` and `tail`, in as few calls to the kernel as it takes.
     pub async fn write(
         &self,
         head: &mut BytesMut,
         body: &mut Bytes,
         tail: &mut Bytes,
     ) -> io::Result<()> {
+        // Asked once for each, however many calls it takes: sending twice is what makes them known.
+        let mut files = [place_in_file(body), place_in_file(tail)];
         let written = poll_fn(|cx| {
             ready!(self.poll_outbox(cx))?;
             while head.has_remaining() || body.has_remaining() || tail.has_remaining() {
-                let slices = [IoSlice::new(head), IoSlice::new(body), IoSlice::new(tail)];
-                let result = {
-                    let mut io = self.io.borrow_mut();
-                    if body.is_empty() && tail.is_empty() {
-                        Pin::new(&mut *io).poll_write(cx, head)
-                    } else {
-                        Pin::new(&mut *io).poll_write_vectored(cx, &slices)
-                    }
-                };
-                let mut written = match result {
+                let mut written = match self.poll_send(cx, head, body, tail, &files) {
                     Poll::Ready(result) => result?,
                     Poll::Pending => {
                         // Most writes are taken at once and need no deadline.
@@ -335,8 +334,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> ClientIo<Io> {
                     return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
                 }
                 self.writing.moved(written);
-                for part in [head as &mut dyn Advance, body, tail] {
-                    written -= part.advance_up_to(written);
+                written -= head.advance_up_to(written);
+                for (part, file) in [&mut *body, &mut *tail].into_iter().zip(&mut files) {
+                    let taken = part.advance_up_to(written);
+                    written -= taken;
+                    if let Some(file) = file {
+                        file.offset += taken as u64;
+                    }
                 }
             }
             Poll::Ready(Ok(()))
@@ -344,6 +348,42 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> ClientIo<Io> {
         .await;
         self.writing.stop();
         written
+    }
+
+    /// One call to the kernel: the first part that lies in a file, or all that comes before it.
+    fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        head: &[u8],
+        body: &[u8],
+        tail: &[u8],
+        files: &[Option<InFile>; 2],
+    ) -> Poll<io::Result<usize>> {
+        let mut io = self.io.borrow_mut();
+        let [body_file, tail_file] = files;
+        let body_file = body_file.as_ref().filter(|_| !body.is_empty());
+        let tail_file = tail_file.as_ref().filter(|_| !tail.is_empty());
+        let (before, file, length) = match (body_file, tail_file) {
+            (Some(file), _) => ([head, &[], &[]], file, body.len()),
+            (None, Some(file)) => ([head, body, &[]], file, tail.len()),
+            (None, None) if body.is_empty() && tail.is_empty() => {
+                return Pin::new(&mut *io).poll_write(cx, head);
+            }
+            (None, None) => {
+                let parts = [head, body, tail].map(IoSlice::new);
+                return Pin::new(&mut *io).poll_write_vectored(cx, &parts);
+            }
+        };
+        if before.iter().all(|part| part.is_empty()) {
+            return poll_writable(&io, cx, |socket| {
+                socket.sendfile(&file.file, file.offset as usize, NonZeroUsize::new(length))
+            });
+        }
+        let parts = before.map(IoSlice::new);
+        // More follows at once: nothing leaves before it, as far as it fits.
+        poll_writable(&io, cx, |socket| {
+            socket.send_vectored_with_flags(&parts, nix::libc::MSG_MORE)
+        })
     }
 
     /// Says that nothing more will be sent.
@@ -356,11 +396,33 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> ClientIo<Io> {
     }
 }
 
-impl<Io: AsFd> ClientIo<Io> {
+impl ClientIo {
     /// Makes the end of the connection a reset: where only the end of the connection ends a body, an
     /// orderly one would make a whole of what was cut.
     pub fn reset_at_end(&self) {
         let _ = SockRef::from(&*self.io.borrow()).set_linger(Some(Duration::ZERO));
+    }
+}
+
+fn place_in_file(part: &[u8]) -> Option<InFile> {
+    match part.len() >= FROM_FILE_BYTES {
+        true => in_file(part),
+        false => None,
+    }
+}
+
+/// Calls `send` when the socket takes bytes, until it has taken some.
+fn poll_writable(
+    io: &TcpStream,
+    cx: &mut Context<'_>,
+    send: impl Fn(SockRef<'_>) -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(io.poll_write_ready(cx))?;
+        match io.try_io(Interest::WRITABLE, || send(SockRef::from(io))) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return Poll::Ready(result),
+        }
     }
 }
 

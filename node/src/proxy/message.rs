@@ -11,7 +11,6 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::header::HeaderMap;
 use http::{Method, StatusCode, Version};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 
 use crate::cache::residency::Stored;
@@ -107,10 +106,7 @@ impl ClientBody {
         matches!(self, ClientBody::Empty)
     }
 
-    pub fn http1<Io>(body: Rc<h1::RequestBody<Io>>, framing: Framing) -> ClientBody
-    where
-        Io: AsyncRead + AsyncWrite + Unpin + 'static,
-    {
+    pub fn http1(body: Rc<h1::RequestBody>, framing: Framing) -> ClientBody {
         body.lend();
         ClientBody::Stream {
             source: Box::pin(Http1Source(body)),
@@ -129,17 +125,15 @@ impl ClientBody {
     }
 }
 
-struct Http1Source<Io>(Rc<h1::RequestBody<Io>>)
-where
-    Io: AsyncRead + AsyncWrite + Unpin;
+struct Http1Source(Rc<h1::RequestBody>);
 
-impl<Io: AsyncRead + AsyncWrite + Unpin> Drop for Http1Source<Io> {
+impl Drop for Http1Source {
     fn drop(&mut self) {
         self.0.give_back();
     }
 }
 
-impl<Io: AsyncRead + AsyncWrite + Unpin> RequestBodySource for Http1Source<Io> {
+impl RequestBodySource for Http1Source {
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

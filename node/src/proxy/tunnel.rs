@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::origin::Upgraded;
@@ -18,14 +18,7 @@ const READ_SIZE: usize = 16 << 10;
 
 /// Carries bytes until both directions have ended, or neither moved for `idle`. Adds to `sent_bytes`
 /// what the client was sent.
-pub async fn run<Io>(
-    client: &ClientIo<Io>,
-    upstream: Upgraded,
-    idle: Duration,
-    sent_bytes: &Cell<u64>,
-) where
-    Io: AsyncRead + AsyncWrite + Unpin,
-{
+pub async fn run(client: &ClientIo, upstream: Upgraded, idle: Duration, sent_bytes: &Cell<u64>) {
     let (mut from_upstream, mut to_upstream) = tokio::io::split(upstream);
     let moved = Cell::new(Instant::now());
     let up = async {

@@ -4,6 +4,7 @@
 //! becomes of those who wait for it, and owns its memory until then. All `unsafe` of the crate lives
 //! below this module. It knows neither blocks nor objects.
 
+mod arena;
 mod buffer;
 mod pool;
 mod ring;
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use tokio::sync::Semaphore;
 
+pub use arena::{InFile, in_file};
 pub use buffer::{BlockReader, GrowingBlock};
 pub(crate) use buffer::{FrozenBlock, PAGE_BYTES, round_up};
 use pool::Pool;

@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::arena::Place;
+
 /// Bytes in a page: the unit of disk space, of `O_DIRECT` and of buffer capacity.
 pub(crate) const PAGE_BYTES: usize = 4096;
 
@@ -40,6 +42,8 @@ struct Idle {
 struct Raw {
     pointer: NonNull<u8>,
     capacity: usize,
+    /// In the arena. Else the allocator's.
+    place: Option<Place>,
 }
 
 // SAFETY: a `Raw` is the only handle to its allocation.
@@ -52,16 +56,32 @@ impl Raw {
     }
 
     fn allocate(capacity: usize) -> Self {
+        if capacity >= POOL_MIN_CAPACITY
+            && let Some((place, pointer)) = Place::take(capacity)
+        {
+            return Self {
+                pointer,
+                capacity,
+                place: Some(place),
+            };
+        }
         let layout = Self::layout(capacity);
         // SAFETY: the layout's size is not zero (`Pages::new` rounds up to at least one page).
         let pointer = unsafe { alloc::alloc(layout) };
         let Some(pointer) = NonNull::new(pointer) else {
             alloc::handle_alloc_error(layout)
         };
-        Self { pointer, capacity }
+        Self {
+            pointer,
+            capacity,
+            place: None,
+        }
     }
 
     fn release(self) {
+        if let Some(place) = self.place {
+            return place.release();
+        }
         // SAFETY: allocated by `allocate` with the same layout, and `self` is the only handle.
         unsafe { alloc::dealloc(self.pointer.as_ptr(), Self::layout(self.capacity)) }
     }
@@ -87,6 +107,7 @@ impl Pages {
             {
                 let raw = idle.buffers.remove(at);
                 idle.bytes -= capacity;
+                raw.place.inspect(|place| place.forget_sent());
                 return Self(raw);
             }
         }
@@ -99,8 +120,12 @@ impl Drop for Pages {
         let raw = Raw {
             pointer: self.0.pointer,
             capacity: self.0.capacity,
+            place: self.0.place,
         };
-        if raw.capacity < POOL_MIN_CAPACITY || raw.capacity > POOL_BYTES / 2 {
+        // Pages that may still stand in a socket's queue must not be written again.
+        let is_on_its_way = raw.place.is_some_and(Place::was_sent_from);
+        let is_pooled = (POOL_MIN_CAPACITY..=POOL_BYTES / 2).contains(&raw.capacity);
+        if is_on_its_way || !is_pooled {
             return raw.release();
         }
         let mut idle = POOL.lock();
