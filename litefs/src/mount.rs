@@ -136,17 +136,20 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 
 /// Whether LiteFS serves this folder: only FUSE mounts with a `.lag` file are its.
 pub(crate) fn check(folder: &Path) -> Result<(), MountError> {
-    let wrong = |errno: Errno| MountError::from_io(errno.into(), folder, folder);
-    if statfs(folder).map_err(wrong)?.filesystem_type() != FUSE_SUPER_MAGIC {
-        let folder = folder.to_owned();
-        return Err(MountError::NotLiteFs { folder });
-    }
-    match fs::symlink_metadata(folder.join(".lag")) {
-        Ok(_) => Ok(()),
+    let lag = folder.join(".lag");
+    let found =
+        statfs(folder)
+            .map_err(io::Error::from)
+            .and_then(|stat| match stat.filesystem_type() {
+                FUSE_SUPER_MAGIC => fs::symlink_metadata(&lag).map(drop),
+                _ => Err(ErrorKind::NotFound.into()),
+            });
+    match found {
         Err(error) if error.kind() == ErrorKind::NotFound => Err(MountError::NotLiteFs {
             folder: folder.to_owned(),
         }),
-        Err(error) => Err(MountError::from_io(error, &folder.join(".lag"), folder)),
+        Err(error) => Err(MountError::from_io(error, &lag, &lag)),
+        Ok(()) => Ok(()),
     }
 }
 
@@ -200,6 +203,7 @@ impl MountError {
 #[cfg(test)]
 mod tests {
     use super::{MountError, check, create_database, parse_lag, position};
+    use std::path::Path;
     use std::time::Duration;
 
     #[test]
@@ -219,9 +223,22 @@ mod tests {
     }
 
     #[test]
+    fn a_dead_mount_is_named_with_what_to_do() {
+        let error = std::io::Error::from(nix::errno::Errno::ENOTCONN);
+        let database = Path::new("/m/a.db");
+        let error = MountError::from_io(error, Path::new("/m/a.db-pos"), database);
+        assert_eq!(
+            error.to_string(),
+            "no LiteFS serves the mount /m any more; try: the log of LiteFS, then `umount -l /m` and start it again"
+        );
+    }
+
+    #[test]
     fn a_plain_folder_is_no_mount() {
         let folder = std::env::temp_dir();
         assert!(matches!(check(&folder), Err(MountError::NotLiteFs { .. })));
+        let nowhere = check(Path::new("/no/such/folder"));
+        assert!(matches!(nowhere, Err(MountError::NotLiteFs { .. })));
         let database = folder.join("litefs-no-such.db");
         assert!(matches!(
             create_database(&database),

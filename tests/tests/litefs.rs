@@ -295,18 +295,17 @@ fn events_begin_anew_after_litefs_has_died() {
     let refused = hand.does("halt", &[&there]);
     assert_eq!(failure(&refused).0, "NotMounted");
     let mount = replica.mount_dir();
-    assert!(matches!(
-        litefs::position(&there),
-        Err(MountError::NotMounted { .. })
-    ));
-    assert!(matches!(
-        litefs::lag(&mount),
-        Err(MountError::NotMounted { .. })
-    ));
-    assert!(matches!(
-        litefs::primary(&mount),
-        Err(MountError::NotMounted { .. })
-    ));
+    for refused in [
+        litefs::position(&there).map(drop),
+        litefs::lag(&mount).map(drop),
+        litefs::primary(&mount).map(drop),
+        litefs::create_database(&there),
+    ] {
+        match refused {
+            Err(MountError::NotMounted { mount: named }) => assert_eq!(named, mount),
+            other => panic!("{other:?}"),
+        }
+    }
     assert!(matches!(
         litefs::info(replica.http_addr()),
         Err(HttpError::Unreachable { .. })
