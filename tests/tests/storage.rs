@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use caje_node::config::Io;
 use caje_node::telemetry::{DiskState, IoEngine};
 use caje_tests::{Folder, Node, Origin, OriginAnswer, settings};
+use slow_server::verify_body;
 
 const SIZE: u64 = 300_000;
 
@@ -520,5 +521,36 @@ async fn a_full_disk_leaves_a_node_that_serves() {
         .is_hit()
     {
         assert!(tokio::time::Instant::now() < deadline, "never a hit");
+    }
+}
+
+/// Bodies are sent from the memory that they lie in, while others take it over: what stands in a
+/// client's socket stays what was sent.
+#[tokio::test]
+async fn what_a_client_has_not_read_is_not_overwritten() {
+    const LENGTH: u64 = 1 << 20;
+    let origin = Origin::start().await;
+    let node = Node::with(&origin, |config| {
+        config.store.memory_bytes = 4 << 20;
+    })
+    .await;
+    let target = |n: usize| format!("/bytes/1m/{n}");
+    let mut unread = Vec::new();
+    for round in 0..4 {
+        for n in 0..12 {
+            let target = target(n);
+            node.get(&target).await.is_whole(&target, LENGTH);
+            node.get(&target)
+                .range("70000-139999")
+                .await
+                .is_part(&target, 70_000..140_000, LENGTH);
+            // Its head is read and nothing else: the rest waits in the two sockets and in the node.
+            unread.push((target.clone(), node.get(&target).open().await));
+            if unread.len() > 16 {
+                let (target, mut open) = unread.remove(round);
+                let bytes = open.take(LENGTH as usize).await;
+                verify_body(&target, 0, &bytes).expect("what was sent, unchanged");
+            }
+        }
     }
 }
