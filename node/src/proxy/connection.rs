@@ -32,10 +32,6 @@ use crate::wire::{Preface, preface};
 /// How long accepting rests when the process has no descriptor left.
 const DESCRIPTOR_REST: Duration = Duration::from_millis(100);
 
-/// How long a connection that is between requests stays when the node begins to drain: a request may be on
-/// its way, and closing would reset it.
-pub(super) const LAST_CALL: Duration = Duration::from_millis(250);
-
 /// Shards of the per-address table.
 const SHARDS: usize = 16;
 
@@ -253,7 +249,7 @@ async fn serve(mut socket: TcpStream, client: Client, proxy: Rc<Proxy>) {
             }
             () = proxy.draining.begun(), if !is_last_call => {
                 is_last_call = true;
-                let last_call = deadline.deadline().min(Instant::now() + LAST_CALL);
+                let last_call = deadline.deadline().min(Instant::now() + h1::LAST_CALL);
                 deadline.as_mut().reset(last_call);
             }
         }

@@ -27,7 +27,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::proxy::connection::LAST_CALL;
+use crate::origin::{Frame, RequestBodySource, SourceFailed};
 use crate::proxy::io::{ClientIo, Pace, Received};
 use crate::proxy::message::{
     Body, Client, ClientBody, Interims, LastAuthority, Piece, Request, Response,
@@ -42,6 +42,10 @@ use crate::wire::{
 /// How long, and how much, is still read after the last answer, so that the peer gets it before a reset.
 const LINGER_TIME: Duration = Duration::from_secs(2);
 const LINGER_LIMIT: usize = 1 << 20;
+
+/// How long a connection that is between requests stays when the node begins to drain: a request may be on
+/// its way, and closing would reset it.
+pub(super) const LAST_CALL: Duration = Duration::from_millis(250);
 
 /// Bodies up to this size are copied behind their head and sent as one piece, in bytes.
 const COPY_LIMIT: usize = 4 << 10;
@@ -291,7 +295,7 @@ impl Connection {
     ) -> Option<Response> {
         let proxy = self.proxy.clone();
         let client_body = match body {
-            Some(body) => ClientBody::http1(body.clone(), framing),
+            Some(body) => lend(body, framing),
             None => ClientBody::Empty,
         };
         let mut answering = pin!(proxy.answer(request, client_body, pending));
@@ -637,6 +641,42 @@ pub struct RequestBody {
     /// Somebody else reads it: two readers would each miss what the other got.
     lent: Cell<bool>,
     returned: Notify,
+}
+
+/// The body as the origin's connection reads it.
+fn lend(body: &Rc<RequestBody>, framing: Framing) -> ClientBody {
+    body.lend();
+    ClientBody::Stream {
+        source: Box::pin(Lent(body.clone())),
+        length: match framing {
+            Framing::Length(length) => Some(length),
+            _ => None,
+        },
+    }
+}
+
+struct Lent(Rc<RequestBody>);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.0.give_back();
+    }
+}
+
+impl RequestBodySource for Lent {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame, SourceFailed>>> {
+        self.0.poll_piece(cx).map(|piece| {
+            piece.map(|piece| {
+                piece.map_err(|error| match error {
+                    RequestBodyError::TooSlow => SourceFailed::RequestTooSlow,
+                    _ => SourceFailed::RequestBody,
+                })
+            })
+        })
+    }
 }
 
 /// Why a request's body stopped.

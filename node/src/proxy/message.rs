@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -15,8 +14,7 @@ use tokio::sync::Notify;
 
 use crate::cache::residency::Stored;
 use crate::cache::{BodyError, How, OriginRules, Reader};
-use crate::origin::{Frame, RequestBody, RequestBodySource, ResponseBody, SourceFailed, Upgraded};
-use crate::proxy::h1;
+use crate::origin::{Frame, RequestBody, RequestBodySource, ResponseBody, Upgraded};
 use crate::proxy::multipart::Multipart;
 use crate::semantics::key::{self, Scheme};
 use crate::wire::{Framing, HeadError, RequestHead};
@@ -106,46 +104,11 @@ impl ClientBody {
         matches!(self, ClientBody::Empty)
     }
 
-    pub fn http1(body: Rc<h1::RequestBody>, framing: Framing) -> ClientBody {
-        body.lend();
-        ClientBody::Stream {
-            source: Box::pin(Http1Source(body)),
-            length: match framing {
-                Framing::Length(length) => Some(length),
-                _ => None,
-            },
-        }
-    }
-
     pub fn into_upstream(self) -> RequestBody {
         match self {
             ClientBody::Empty => RequestBody::Empty,
             ClientBody::Stream { source, length } => RequestBody::Stream { source, length },
         }
-    }
-}
-
-struct Http1Source(Rc<h1::RequestBody>);
-
-impl Drop for Http1Source {
-    fn drop(&mut self) {
-        self.0.give_back();
-    }
-}
-
-impl RequestBodySource for Http1Source {
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame, SourceFailed>>> {
-        self.0.poll_piece(cx).map(|piece| {
-            piece.map(|piece| {
-                piece.map_err(|error| match error {
-                    h1::RequestBodyError::TooSlow => SourceFailed::RequestTooSlow,
-                    _ => SourceFailed::RequestBody,
-                })
-            })
-        })
     }
 }
 

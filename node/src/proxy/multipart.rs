@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::cache::{BodyError, Reader};
-use crate::proxy::message::Piece;
+use crate::origin::Frame;
 
 pub struct Multipart {
     parts: VecDeque<Part>,
@@ -27,16 +27,16 @@ impl Multipart {
         }
     }
 
-    pub async fn next(&mut self) -> Option<Result<Piece, BodyError>> {
+    pub async fn next(&mut self) -> Option<Result<Frame, BodyError>> {
         while let Some(part) = self.parts.front_mut() {
             if let Some(head) = part.head.take() {
-                return Some(Ok(Piece::Data(head)));
+                return Some(Ok(Frame::Data(head)));
             }
             if let Some(read) = part.reader.next().await {
-                return Some(read.map(Piece::Data));
+                return Some(read.map(Frame::Data));
             }
             self.parts.pop_front();
         }
-        self.end.take().map(|end| Ok(Piece::Data(end)))
+        self.end.take().map(|end| Ok(Frame::Data(end)))
     }
 }
