@@ -28,7 +28,7 @@ use std::time::Duration;
 
 pub use crate::semantics::freshness::Rules;
 
-pub use environment::Environment;
+pub use environment::{Environment, PeerNames};
 pub use error::{ConfigError, ConfigErrors};
 pub use network::{Address, BadAddress, Cidr, HostPattern, OriginUrl, Scheme};
 pub use overrides::{Overrides, Terminal};

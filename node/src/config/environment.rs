@@ -13,7 +13,8 @@ pub struct Environment {
     pub region: Option<String>,
     /// `FLY_VM_MEMORY_MB`, else the smaller of the machine's and the control group's memory.
     pub memory_bytes: u64,
-    /// `CACHE_DIRECTORY` (systemd's), else `/var/cache/caje`.
+    /// `CACHE_DIRECTORY` (systemd's), else `/data/cache` on Fly.io, where `/data` is the volume, else
+    /// `/var/cache/caje`.
     pub cache_dir: PathBuf,
     /// `$XDG_CACHE_HOME/caje`, else `~/.cache/caje`, else [`Environment::cache_dir`].
     pub user_cache_dir: PathBuf,
@@ -23,6 +24,42 @@ pub struct Environment {
     pub log_level: Option<String>,
     /// `CAJE_CONFIG`: the file of settings, when the command line names none.
     pub config_path: Option<PathBuf>,
+    /// Where the admin listener is: the private network on Fly.io (`FLY_PRIVATE_IP` is set), else this
+    /// host alone.
+    pub admin_host: String,
+    /// `FLY_APP_NAME` and `FLY_MACHINE_ID`: where the other nodes are found. Elsewhere nobody knows.
+    pub peers: Option<PeerNames>,
+}
+
+/// Names in Fly.io's private DNS, 6PN, for the nodes of one app. They answer with IPv6 addresses, which
+/// change when a Machine moves; the names stay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerNames {
+    /// This node: `<id>.vm.<app>.internal`.
+    pub own: String,
+    /// All started nodes: `<app>.internal`.
+    pub all: String,
+    /// The three started nodes that are nearest, this one among them.
+    pub nearest: String,
+    /// A TXT record with the id and the region of each started node, separated by a space, the nodes by
+    /// commas.
+    pub list: String,
+}
+
+impl PeerNames {
+    /// `None` unless both are names that DNS takes.
+    fn new(app: &str, id: &str) -> Option<PeerNames> {
+        let is_label = |name: &str| {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+            (1..=63).contains(&name.len()) && name.bytes().all(plain)
+        };
+        (is_label(app) && is_label(id)).then(|| PeerNames {
+            own: format!("{id}.vm.{app}.internal"),
+            all: format!("{app}.internal"),
+            nearest: format!("top3.nearest.of.{app}.internal"),
+            list: format!("vms.{app}.internal"),
+        })
+    }
 }
 
 impl Environment {
@@ -36,10 +73,15 @@ impl Environment {
     }
 
     fn from(variable: impl Fn(&str) -> Option<String>) -> Environment {
+        let machine = variable("FLY_MACHINE_ID");
+        let usual_cache_dir = match machine {
+            Some(_) => "/data/cache",
+            None => "/var/cache/caje",
+        };
         // systemd lists several directories with colons.
         let cache_dir = variable("CACHE_DIRECTORY")
             .and_then(|list| list.split(':').next().map(PathBuf::from))
-            .unwrap_or_else(|| "/var/cache/caje".into());
+            .unwrap_or_else(|| usual_cache_dir.into());
         let user_cache_dir = variable("XDG_CACHE_HOME")
             .map(PathBuf::from)
             .filter(|path| path.is_absolute())
@@ -48,10 +90,16 @@ impl Environment {
         let fly_memory = variable("FLY_VM_MEMORY_MB")
             .and_then(|text| text.parse::<u64>().ok())
             .map(|mebibytes| mebibytes << 20);
+        let peers = variable("FLY_APP_NAME")
+            .zip(machine.as_deref())
+            .and_then(|(app, id)| PeerNames::new(&app, id));
+        // A name in the Machine's /etc/hosts: its address in 6PN.
+        let admin_host = match variable("FLY_PRIVATE_IP") {
+            Some(_) => "fly-local-6pn",
+            None => "127.0.0.1",
+        };
         Environment {
-            node_name: variable("FLY_MACHINE_ID")
-                .or_else(host_name)
-                .unwrap_or_else(|| "caje".into()),
+            node_name: machine.or_else(host_name).unwrap_or_else(|| "caje".into()),
             region: variable("FLY_REGION"),
             memory_bytes: fly_memory.unwrap_or_else(usable_memory),
             cache_dir,
@@ -59,6 +107,8 @@ impl Environment {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             log_level: variable("CAJE_LOG"),
             config_path: variable("CAJE_CONFIG").map(PathBuf::from),
+            admin_host: admin_host.to_owned(),
+            peers,
         }
     }
 }
@@ -92,24 +142,76 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
+    use crate::config::Config;
 
     fn from(variables: &[(&str, &str)]) -> Environment {
         let variables: HashMap<_, _> = variables.iter().copied().collect();
         Environment::from(|name| variables.get(name).map(|value| (*value).to_owned()))
     }
 
+    /// What a Machine of the app `edge` finds, among others.
+    const MACHINE: &[(&str, &str)] = &[
+        ("FLY_APP_NAME", "edge"),
+        ("FLY_MACHINE_ID", "3d8d9e"),
+        ("FLY_REGION", "lhr"),
+        ("FLY_PRIVATE_IP", "fdaa:0:18:a7b:196:e274:9ce1:2"),
+        ("FLY_VM_MEMORY_MB", "1024"),
+        ("PRIMARY_REGION", "cdg"),
+        ("HOME", "/root"),
+    ];
+
     #[test]
     fn a_fly_machine_needs_no_settings() {
-        let environment = from(&[
-            ("FLY_MACHINE_ID", "3d8d9e"),
-            ("FLY_REGION", "lhr"),
-            ("FLY_VM_MEMORY_MB", "1024"),
-            ("HOME", "/root"),
-        ]);
+        let environment = from(MACHINE);
         assert_eq!(environment.node_name, "3d8d9e");
         assert_eq!(environment.region.as_deref(), Some("lhr"));
         assert_eq!(environment.memory_bytes, 1 << 30);
+        assert_eq!(environment.cache_dir, Path::new("/data/cache"));
+        assert_eq!(environment.admin_host, "fly-local-6pn");
         assert_eq!(environment.user_cache_dir, Path::new("/root/.cache/caje"));
+        let peers = environment.peers.expect("a Machine has peers");
+        assert_eq!(peers.own, "3d8d9e.vm.edge.internal");
+        assert_eq!(peers.all, "edge.internal");
+        assert_eq!(peers.nearest, "top3.nearest.of.edge.internal");
+        assert_eq!(peers.list, "vms.edge.internal");
+    }
+
+    #[test]
+    fn settings_of_a_fly_machine() {
+        let text = "[[origin]]\nname = 'a'\nurl = 'http://a'";
+        let path = Path::new("caje.toml");
+        let config = Config::parse(text, path, &from(MACHINE)).unwrap();
+        assert_eq!(config.node.name, "3d8d9e");
+        assert_eq!(config.cache_name(), "caje/lhr");
+        assert_eq!(config.admin.listen.to_string(), "fly-local-6pn:9180");
+        assert_eq!(config.store.dir, Path::new("/data/cache"));
+        assert_eq!(config.store.memory_bytes, 256 << 20);
+        // The file wins.
+        let text = format!(
+            "[admin]\nlisten = '127.0.0.1:1'\n[node]\nregion = 'x'\n[store]\ndir = '/d'\nmemory = '64MiB'\n{text}"
+        );
+        let config = Config::parse(&text, path, &from(MACHINE)).unwrap();
+        assert_eq!(config.admin.listen.to_string(), "127.0.0.1:1");
+        assert_eq!(config.node.region.as_deref(), Some("x"));
+        assert_eq!(config.store.dir, Path::new("/d"));
+        assert_eq!(config.store.memory_bytes, 64 << 20);
+    }
+
+    #[test]
+    fn peers_have_names_that_dns_takes() {
+        let peers = |app, id| from(&[("FLY_APP_NAME", app), ("FLY_MACHINE_ID", id)]).peers;
+        assert!(peers("edge", "3d8d9e").is_some());
+        for (app, id) in [
+            ("edge", "a.b"),
+            ("e d", "a"),
+            ("e\n", "a"),
+            ("", "a"),
+            ("edge", ""),
+        ] {
+            assert_eq!(peers(app, id), None, "{app:?} {id:?}");
+        }
+        let long = "a".repeat(64);
+        assert_eq!(peers(&long, "a"), None);
     }
 
     #[test]
@@ -119,5 +221,10 @@ mod tests {
         assert!(environment.memory_bytes >= 64 << 20);
         assert_eq!(environment.cache_dir, Path::new("/var/cache/a"));
         assert_eq!(environment.user_cache_dir, Path::new("/var/cache/a"));
+        assert_eq!(environment.admin_host, "127.0.0.1");
+        assert_eq!(environment.peers, None);
+        assert_eq!(from(&[]).cache_dir, Path::new("/var/cache/caje"));
+        // A region alone, such as deploy/compose.yml gives, makes no Machine.
+        assert_eq!(from(&[("FLY_REGION", "lhr")]).admin_host, "127.0.0.1");
     }
 }

@@ -93,7 +93,7 @@ pub(super) fn default_cdn_id(name: &str, listen: &[Address], dir: &Path) -> Stri
 fn read(top: &Section, findings: &Findings, environment: &Environment) -> Config {
     let mut node = node(&top.section("node"), environment);
     let admin_section = top.section("admin");
-    let admin = admin(&admin_section);
+    let admin = admin(&admin_section, environment);
     let collides = |address: &&Address| shares_a_socket(address, &admin.listen);
     if let Some(address) = node.listen.iter().find(collides) {
         let wrong = Wrong::new(format!("clients already connect to {address}"));
@@ -201,9 +201,9 @@ fn shares_a_socket(a: &Address, b: &Address) -> bool {
     a.port == b.port && a.port != 0 && (a.host == b.host || any(a) || any(b))
 }
 
-fn admin(section: &Section) -> Admin {
+fn admin(section: &Section, environment: &Environment) -> Admin {
     let default = Address {
-        host: "127.0.0.1".into(),
+        host: environment.admin_host.clone(),
         port: 9180,
     };
     Admin {
@@ -482,6 +482,8 @@ pub(super) mod tests {
             threads: 2,
             log_level: None,
             config_path: None,
+            admin_host: "127.0.0.1".into(),
+            peers: None,
         }
     }
 
