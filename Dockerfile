@@ -1,0 +1,52 @@
+# syntax=docker/dockerfile:1
+# Images of a caje node. `docker build .` makes `runtime`, a node alone; `--target runtime-litefs` adds LiteFS, which
+# then starts the node as its child.
+
+# The toolchain that the workspace is held to (Cargo.toml: rust-version).
+FROM rust:1.95-bookworm AS chef
+RUN cargo install cargo-chef --locked --version 0.1.78
+# Lines of the node's own code in a backtrace are worth less here than a small image; names of functions stay.
+ENV CARGO_PROFILE_RELEASE_STRIP=debuginfo
+WORKDIR /src
+
+# What the workspace depends on, in a file that changes only when that does.
+FROM chef AS planner
+COPY . .
+RUN cargo chef prepare --recipe-path recipe.json
+
+FROM chef AS builder
+COPY --from=planner /src/recipe.json recipe.json
+# A layer that stays for as long as the recipe does: all dependencies.
+RUN cargo chef cook --release --locked --package caje-node --bin caje-node --recipe-path recipe.json
+COPY . .
+RUN cargo build --release --locked --package caje-node --bin caje-node \
+ && install -D target/release/caje-node /out/usr/local/bin/caje-node \
+ && mkdir -p /out/var/cache/caje /out/var/lib/caje/manifest /out/etc/caje
+
+FROM flyio/litefs:0.5 AS litefs
+
+# A node and LiteFS. It runs as root and needs /dev/fuse: LiteFS mounts a file system.
+FROM debian:bookworm-slim AS runtime-litefs
+# ca-certificates: Fly.io's Consul is asked over TLS. fuse3: fusermount3.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends ca-certificates fuse3 \
+ && rm -rf /var/lib/apt/lists/* \
+ && mkdir -p /data /litefs
+COPY --link --from=litefs /usr/local/bin/litefs /usr/local/bin/litefs
+COPY --link --from=builder /out/usr/local/bin/caje-node /usr/local/bin/caje-node
+COPY --link deploy/litefs.fly.yml /etc/litefs.yml
+ENV CAJE_CONFIG=/etc/caje/caje.toml
+EXPOSE 8080 9180 20202
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["litefs", "mount"]
+
+# A node alone: the binary, the C library and nothing else; not root.
+FROM gcr.io/distroless/cc-debian12:nonroot AS runtime
+COPY --link --from=builder --chown=65532:65532 /out/ /
+ENV CAJE_CONFIG=/etc/caje/caje.toml
+VOLUME ["/var/cache/caje"]
+EXPOSE 8080 9180
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/usr/local/bin/caje-node"]
+CMD ["run"]
