@@ -3,6 +3,7 @@
 mod caching;
 mod collapse;
 mod crash;
+mod deployment;
 mod framing;
 mod http2;
 mod lies;
