@@ -599,11 +599,24 @@ fn write_ip(ip: IpAddr, out: &mut Vec<u8>) {
     let _ = write!(out, "{ip}");
 }
 
+/// Printable ASCII that stands for itself in both formats.
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, b' '..=b'~') & (byte != b'"') & (byte != b'\\')
+}
+
+/// Looks at all of it, so that many bytes are looked at at a time.
+fn all_plain(text: &[u8]) -> bool {
+    text.iter().fold(true, |all, &byte| all & is_plain(byte))
+}
+
 /// As Apache does it: `\"`, `\\`, and `\xhh` for every byte that is not printable ASCII.
 fn escape_combined(text: &[u8], out: &mut Vec<u8>) {
+    if all_plain(text) {
+        return out.extend_from_slice(text);
+    }
     let mut plain = 0;
     for (at, &byte) in text.iter().enumerate() {
-        if matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\' {
+        if is_plain(byte) {
             continue;
         }
         out.extend_from_slice(&text[plain..at]);
@@ -620,10 +633,8 @@ fn escape_combined(text: &[u8], out: &mut Vec<u8>) {
 /// RFC 8259 section 7. Bytes that are no UTF-8 become U+FFFD; characters that could move the cursor
 /// of a terminal or turn the direction of its text are escaped too.
 pub(crate) fn escape_json(text: &[u8], out: &mut Vec<u8>) {
-    let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && *byte != b'"' && *byte != b'\\';
-    if text.iter().all(is_plain) {
-        out.extend_from_slice(text);
-        return;
+    if all_plain(text) {
+        return out.extend_from_slice(text);
     }
     for chunk in text.utf8_chunks() {
         for character in chunk.valid().chars() {
