@@ -37,7 +37,7 @@ use crate::semantics::asker;
 use crate::semantics::freshness::{Decision, Rules};
 use crate::semantics::key::CacheKey;
 use crate::store::Store;
-pub use crate::store::{InFile, in_file};
+pub use crate::store::may_lend;
 use crate::telemetry::{Metrics, OriginId};
 
 pub use body::{BodyError, Reader};

@@ -23,6 +23,7 @@ mod deliver;
 mod h1;
 mod h2;
 mod io;
+mod lend;
 pub mod message;
 mod multipart;
 mod respond;
@@ -108,6 +109,8 @@ pub struct Proxy {
     pub shared: Arc<Shared>,
     pub cache: LocalCache,
     pub draining: Draining,
+    /// Where there is one, bodies are sent without a copy.
+    pipe: Option<Rc<lend::Pipe>>,
     local: RefCell<LocalCopy>,
 }
 
@@ -147,6 +150,7 @@ impl Proxy {
         let settings = LocalSettings::new(current.load().clone());
         Proxy {
             local: RefCell::new(LocalCopy { current, settings }),
+            pipe: lend::Pipe::new().map(Rc::new).ok(),
             shared,
             cache,
             draining,

@@ -46,7 +46,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::index::{Index, Message};
 pub use self::io::{
-    BlockReader, Faults, GrowingBlock, InFile, RingGuard, attach_ring, in_file, ring_available,
+    BlockReader, Faults, GrowingBlock, RingGuard, attach_ring, may_lend, ring_available,
 };
 use self::io::{FrozenBlock, Io, PAGE_BYTES, Segment};
 use self::layout::{AREA_BYTES, AREA_PAGES, Extent, PageMap, block_crc};

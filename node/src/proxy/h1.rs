@@ -62,7 +62,14 @@ pub async fn serve(io: TcpStream, inbox: BytesMut, client: Client, proxy: Rc<Pro
         min_rate: 0,
     };
     let received = Received::new(proxy.shared.metrics.clone(), inbox.len());
-    let io = ClientIo::new(io, inbox, received, read_pace, write_pace);
+    let io = ClientIo::new(
+        io,
+        proxy.pipe.clone(),
+        inbox,
+        received,
+        read_pace,
+        write_pace,
+    );
     let draining = proxy.draining.clone();
     let mut connection = Connection {
         drain: Box::pin(async move { draining.begun().await }),

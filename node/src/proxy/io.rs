@@ -6,8 +6,8 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::num::NonZeroUsize;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -18,7 +18,8 @@ use tokio::io::{AsyncReadExt, AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-use crate::cache::{InFile, in_file};
+use crate::cache::may_lend;
+use crate::proxy::lend::Pipe;
 use crate::telemetry::Metrics;
 
 /// What one read asks the socket for, in bytes.
@@ -28,8 +29,8 @@ const READ_SIZE: usize = 8 << 10;
 const PIPELINE_READ_AHEAD: usize = 16 << 10;
 
 /// Parts of a body from this size on are sent without a copy where they can be, in bytes: below it
-/// the copy is cheaper than a second call to the kernel.
-const FROM_FILE_BYTES: usize = 32 << 10;
+/// the copy is cheaper than two more calls to the kernel.
+const LEND_BYTES: usize = 32 << 10;
 
 /// What a connection brings before it is counted, in bytes.
 const COUNTED_BYTES: u64 = 16 << 10;
@@ -178,6 +179,7 @@ impl Drop for Received {
 
 pub struct ClientIo {
     io: RefCell<TcpStream>,
+    pipe: Option<Rc<Pipe>>,
     inbox: RefCell<BytesMut>,
     /// Bytes that must go out before any others: `100 Continue` and other interim heads.
     outbox: RefCell<BytesMut>,
@@ -193,6 +195,7 @@ pub struct ClientIo {
 impl ClientIo {
     pub fn new(
         io: TcpStream,
+        pipe: Option<Rc<Pipe>>,
         inbox: BytesMut,
         received: Received,
         read_pace: Pace,
@@ -201,6 +204,7 @@ impl ClientIo {
         ClientIo {
             received,
             io: RefCell::new(io),
+            pipe,
             inbox: RefCell::new(inbox),
             outbox: RefCell::new(BytesMut::new()),
             reading: Progress::new(read_pace),
@@ -316,12 +320,12 @@ impl ClientIo {
         body: &mut Bytes,
         tail: &mut Bytes,
     ) -> io::Result<()> {
-        // Asked once for each, however many calls it takes: sending twice is what makes them known.
-        let mut files = [place_in_file(body), place_in_file(tail)];
+        // Asked once for each, however many calls it takes: to be sent twice is what makes them known.
+        let lend = [self.lends(body), self.lends(tail)];
         let written = poll_fn(|cx| {
             ready!(self.poll_outbox(cx))?;
             while head.has_remaining() || body.has_remaining() || tail.has_remaining() {
-                let mut written = match self.poll_send(cx, head, body, tail, &files) {
+                let mut written = match self.poll_send(cx, head, body, tail, lend) {
                     Poll::Ready(result) => result?,
                     Poll::Pending => {
                         // Most writes are taken at once and need no deadline.
@@ -334,13 +338,8 @@ impl ClientIo {
                     return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
                 }
                 self.writing.moved(written);
-                written -= head.advance_up_to(written);
-                for (part, file) in [&mut *body, &mut *tail].into_iter().zip(&mut files) {
-                    let taken = part.advance_up_to(written);
-                    written -= taken;
-                    if let Some(file) = file {
-                        file.offset += taken as u64;
-                    }
+                for part in [head as &mut dyn Advance, body, tail] {
+                    written -= part.advance_up_to(written);
                 }
             }
             Poll::Ready(Ok(()))
@@ -350,40 +349,39 @@ impl ClientIo {
         written
     }
 
-    /// One call to the kernel: the first part that lies in a file, or all that comes before it.
+    fn lends(&self, part: &[u8]) -> bool {
+        part.len() >= LEND_BYTES && self.pipe.is_some() && may_lend(part)
+    }
+
+    /// Sends the first part that is lent, or all that comes before it. `lend` is of `body` and `tail`.
     fn poll_send(
         &self,
         cx: &mut Context<'_>,
         head: &[u8],
         body: &[u8],
         tail: &[u8],
-        files: &[Option<InFile>; 2],
+        lend: [bool; 2],
     ) -> Poll<io::Result<usize>> {
         let mut io = self.io.borrow_mut();
-        let [body_file, tail_file] = files;
-        let body_file = body_file.as_ref().filter(|_| !body.is_empty());
-        let tail_file = tail_file.as_ref().filter(|_| !tail.is_empty());
-        let (before, file, length) = match (body_file, tail_file) {
-            (Some(file), _) => ([head, &[], &[]], file, body.len()),
-            (None, Some(file)) => ([head, body, &[]], file, tail.len()),
-            (None, None) if body.is_empty() && tail.is_empty() => {
-                return Pin::new(&mut *io).poll_write(cx, head);
-            }
-            (None, None) => {
-                let parts = [head, body, tail].map(IoSlice::new);
-                return Pin::new(&mut *io).poll_write_vectored(cx, &parts);
-            }
+        let lend = [lend[0] && !body.is_empty(), lend[1] && !tail.is_empty()];
+        let (before, lent) = match (lend, &self.pipe) {
+            ([true, _], Some(pipe)) => ([head, &[], &[]], Some((pipe, body))),
+            ([false, true], Some(pipe)) => ([head, body, &[]], Some((pipe, tail))),
+            _ => ([head, body, tail], None),
         };
-        if before.iter().all(|part| part.is_empty()) {
-            return poll_writable(&io, cx, |socket| {
-                socket.sendfile(&file.file, file.offset as usize, NonZeroUsize::new(length))
-            });
+        let is_gone = before.iter().all(|part| part.is_empty());
+        match lent {
+            Some((pipe, part)) if is_gone => poll_writable(&io, cx, || pipe.send(part, &io)),
+            Some(_) => {
+                let parts = before.map(IoSlice::new);
+                // More follows at once: nothing leaves before it, as far as it fits.
+                poll_writable(&io, cx, || {
+                    SockRef::from(&*io).send_vectored_with_flags(&parts, nix::libc::MSG_MORE)
+                })
+            }
+            None if body.is_empty() && tail.is_empty() => Pin::new(&mut *io).poll_write(cx, head),
+            None => Pin::new(&mut *io).poll_write_vectored(cx, &before.map(IoSlice::new)),
         }
-        let parts = before.map(IoSlice::new);
-        // More follows at once: nothing leaves before it, as far as it fits.
-        poll_writable(&io, cx, |socket| {
-            socket.send_vectored_with_flags(&parts, nix::libc::MSG_MORE)
-        })
     }
 
     /// Says that nothing more will be sent.
@@ -404,22 +402,15 @@ impl ClientIo {
     }
 }
 
-fn place_in_file(part: &[u8]) -> Option<InFile> {
-    match part.len() >= FROM_FILE_BYTES {
-        true => in_file(part),
-        false => None,
-    }
-}
-
 /// Calls `send` when the socket takes bytes, until it has taken some.
 fn poll_writable(
     io: &TcpStream,
     cx: &mut Context<'_>,
-    send: impl Fn(SockRef<'_>) -> io::Result<usize>,
+    send: impl Fn() -> io::Result<usize>,
 ) -> Poll<io::Result<usize>> {
     loop {
         ready!(io.poll_write_ready(cx))?;
-        match io.try_io(Interest::WRITABLE, || send(SockRef::from(io))) {
+        match io.try_io(Interest::WRITABLE, &send) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             result => return Poll::Ready(result),
         }

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use tokio::sync::Semaphore;
 
-pub use arena::{InFile, in_file};
+pub use arena::may_lend;
 pub use buffer::{BlockReader, GrowingBlock};
 pub(crate) use buffer::{FrozenBlock, PAGE_BYTES, round_up};
 use pool::Pool;

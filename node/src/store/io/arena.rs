@@ -1,50 +1,48 @@
-//! Memory that the kernel can send from without a copy: the large buffers lie in one file in memory,
-//! mapped into the process.
+//! Memory that can be lent to the kernel: large buffers lie in one mapping, in pages of 2 MiB where the
+//! system has them, and go into a socket without a copy.
 //!
 //! ```text
-//!  file, and mapping   │ granule 0 │ 1 │ 2 │ 3 │ …          64 KiB each, reserved sparsely
-//!                      └── range of one buffer ──┘           pages exist once written
+//!  mapping   │ granule 0 │ 1 │ 2 │ 3 │ …          64 KiB each, reserved sparsely
+//!            └── range of one buffer ──┘           pages exist once written
 //! ```
 //!
 //! What it keeps true:
-//! - Pages that were sent from the file may stand in a socket's queue long after the buffer was freed.
-//!   Such a range is never written again before its pages have been given back to the system
-//!   (a hole is punched): the queue keeps the old pages, the range gets new ones.
-//! - Bytes are copied the first time they are sent, and sent from the file from then on: what is
-//!   streamed once costs no hole.
+//! - Pages that were lent may stand in a socket's queue long after the buffer was freed. Such a range is
+//!   never written again before its pages have been given back to the system: the queue keeps the
+//!   old pages, the range gets new ones.
+//! - Bytes are copied the first time they are sent, and lent from then on: what is streamed once costs
+//!   no new pages.
 //!
-//! Where no such file can be had (limits of the process), buffers come from the allocator.
+//! Where there is no such mapping (limits of the process), buffers come from the allocator and are
+//! copied.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap};
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
 use parking_lot::Mutex;
 
 /// The unit in which ranges are handed out, in bytes.
 const GRANULE: usize = 64 << 10;
 
-/// Address space of the mapping: far more than memory, for ranges of one size are not reused for
-/// another. In bytes.
-const RESERVED: usize = 256 << 30;
+/// Address space of the mapping: more than memory, for a range of one size is not reused for another.
+/// In bytes.
+const RESERVED: usize = 64 << 30;
 
 const GRANULES: usize = RESERVED / GRANULE;
 
-/// How often a granule's bytes were sent since its buffer was made.
+/// A large page, in bytes: the mapping begins at one.
+const LARGE_PAGE: usize = 2 << 20;
+
+/// What became of a granule's bytes since its buffer was made.
 const UNSENT: u8 = 0;
 const COPIED: u8 = 1;
-const SENT_FROM_FILE: u8 = 2;
+const LENT: u8 = 2;
 
 struct Arena {
-    file: File,
     base: NonNull<u8>,
     /// One for each granule. Never written memory of it costs nothing.
     sent: Box<[AtomicU8]>,
@@ -95,16 +93,19 @@ impl Place {
         drop(free);
         let place = Place { granule, granules };
         place.forget_sent();
-        // SAFETY: `granule < GRANULES`, so that the offset lies within the mapping.
-        let pointer = unsafe { arena.base.add(granule * GRANULE) };
-        Some((place, pointer))
+        Some((place, place.pointer(arena)))
     }
 
-    /// Whether the file's pages may be on their way to somebody.
-    pub(super) fn was_sent_from(self) -> bool {
+    fn pointer(self, arena: &Arena) -> NonNull<u8> {
+        // SAFETY: `granule < GRANULES`, so that the offset lies within the mapping.
+        unsafe { arena.base.add(self.granule * GRANULE) }
+    }
+
+    /// Whether its pages may be on their way to somebody.
+    pub(super) fn was_lent(self) -> bool {
         self.sent()
             .iter()
-            .any(|sent| sent.load(Ordering::Relaxed) == SENT_FROM_FILE)
+            .any(|sent| sent.load(Ordering::Relaxed) == LENT)
     }
 
     /// For another use of the same pages.
@@ -114,14 +115,14 @@ impl Place {
         }
     }
 
-    /// Gives the pages back to the system and the range to the arena.
+    /// Gives the pages back to the system and the range to the arena. Nobody may look at it any more.
     pub(super) fn release(self) {
         let Some(arena) = arena() else { return };
-        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let start = (self.granule * GRANULE) as i64;
-        let length = (self.granules * GRANULE) as i64;
+        let range = self.pointer(arena).cast();
+        // SAFETY: the range is the caller's alone, and nothing reads it before it is written anew.
+        let emptied = unsafe { madvise(range, self.granules * GRANULE, MmapAdvise::MADV_DONTNEED) };
         // What cannot be emptied is not handed out again: better lost than written under a reader.
-        if let Err(error) = fallocate(&arena.file, hole, start, length) {
+        if let Err(error) = emptied {
             tracing::warn!(%error, "memory could not be given back");
             return;
         }
@@ -139,63 +140,58 @@ impl Place {
     }
 }
 
-/// Where bytes lie in a file that can be sent from.
-pub struct InFile {
-    pub file: BorrowedFd<'static>,
-    pub offset: u64,
-}
-
-/// Where `bytes` can be sent from without a copy: known for bytes of large blocks that were sent
-/// before. A caller that is told so must send them from there while it holds them.
-pub fn in_file(bytes: &[u8]) -> Option<InFile> {
-    let arena = ARENA.get()?.as_ref()?;
-    let offset = bytes.as_ptr().addr().checked_sub(arena.base.addr().get())?;
-    let covered: Range<usize> = offset / GRANULE..(offset + bytes.len()).div_ceil(GRANULE);
-    let sent = arena.sent.get(covered)?;
-    if sent.first()?.load(Ordering::Relaxed) == UNSENT {
-        sent.first()?.store(COPIED, Ordering::Relaxed);
-        return None;
+/// Whether the pages of `bytes` may be lent to the kernel: known for bytes of large blocks that were
+/// sent before. After a yes they may be lent for as long as the caller holds them.
+pub fn may_lend(bytes: &[u8]) -> bool {
+    let Some(Some(arena)) = ARENA.get() else {
+        return false;
+    };
+    let address = bytes.as_ptr().addr();
+    let Some(offset) = address.checked_sub(arena.base.addr().get()) else {
+        return false;
+    };
+    let covered = offset / GRANULE..(offset + bytes.len()).div_ceil(GRANULE);
+    let Some([first, rest @ ..]) = arena.sent.get(covered) else {
+        return false;
+    };
+    if first.load(Ordering::Relaxed) == UNSENT {
+        first.store(COPIED, Ordering::Relaxed);
+        return false;
     }
-    for sent in sent {
+    for sent in std::iter::once(first).chain(rest) {
         // Mostly so already, and then no other processor's copy of the line is taken from it.
-        if sent.load(Ordering::Relaxed) != SENT_FROM_FILE {
-            sent.store(SENT_FROM_FILE, Ordering::Relaxed);
+        if sent.load(Ordering::Relaxed) != LENT {
+            sent.store(LENT, Ordering::Relaxed);
         }
     }
-    Some(InFile {
-        file: arena.file.as_fd(),
-        offset: offset as u64,
-    })
+    true
 }
 
 impl Arena {
     fn new() -> Option<Arena> {
-        // The system would end a process that makes a file longer than this.
-        let (longest, _) = getrlimit(Resource::RLIMIT_FSIZE).ok()?;
-        if longest < RESERVED as u64 {
-            return None;
-        }
-        let file = File::from(memfd_create("caje-blocks", MFdFlags::MFD_CLOEXEC).ok()?);
-        file.set_len(RESERVED as u64).ok()?;
-        let length = RESERVED.try_into().ok()?;
+        let length = NonZeroUsize::new(RESERVED + LARGE_PAGE)?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice; nothing else maps the file, and
-        // it is never unmapped.
-        let base = unsafe { mmap(None, length, protection, flags, &file, 0) };
-        let base = match base {
-            Ok(base) => base.cast(),
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice, which is never unmapped.
+        let mapping = match unsafe { mmap_anonymous(None, length, protection, flags) } {
+            Ok(mapping) => mapping.cast::<u8>(),
             Err(error) => {
-                tracing::info!(%error, "blocks are sent by copying");
+                tracing::info!(%error, "blocks are copied into sockets");
                 return None;
             }
         };
+        let skipped = mapping.as_ptr().align_offset(LARGE_PAGE);
+        // SAFETY: the mapping is longer by one large page than what is used of it.
+        let base = unsafe { mapping.add(skipped) };
+        for advice in [MmapAdvise::MADV_HUGEPAGE, MmapAdvise::MADV_DONTDUMP] {
+            // SAFETY: neither changes what is read or written. Where it is refused, all works as well.
+            let _ = unsafe { madvise(base.cast(), RESERVED, advice) };
+        }
         // Asked for as zeroes, which the system has at no cost until they are written.
         let sent = Box::into_raw(vec![UNSENT; GRANULES].into_boxed_slice());
         // SAFETY: an `AtomicU8` has the size and alignment of a `u8`, and this is the only pointer.
         let sent = unsafe { Box::from_raw(sent as *mut [AtomicU8]) };
         Some(Arena {
-            file,
             base,
             sent,
             free: Mutex::default(),
@@ -205,11 +201,11 @@ impl Arena {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{IoSlice, Read};
     use std::net::{TcpListener, TcpStream};
-    use std::num::NonZeroUsize;
 
-    use socket2::SockRef;
+    use nix::fcntl::{SpliceFFlags, splice, vmsplice};
+    use nix::unistd::pipe;
 
     use super::*;
     use crate::store::GrowingBlock;
@@ -224,22 +220,29 @@ mod tests {
 
     /// What stands in a socket's queue stays as it was when it was sent, whatever becomes of the buffer.
     #[test]
-    fn what_was_sent_from_the_file_never_changes() {
+    fn what_was_lent_never_changes() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("binding");
         let address = listener.local_addr().expect("its address");
         let mut client = TcpStream::connect(address).expect("connecting");
         let (server, _) = listener.accept().expect("accepting");
+        let (out, into) = pipe().expect("a pipe");
         let mut addresses = Vec::new();
         for byte in 0..20 {
             let block = block_of(byte);
             let bytes = block.reader().slice(0..LENGTH);
-            assert!(in_file(&bytes).is_none(), "the first time it is copied");
-            let place = in_file(&bytes).expect("a file to send from, outside of strict limits");
+            assert!(!may_lend(&bytes), "the first time it is copied");
+            assert!(may_lend(&bytes), "outside of strict limits");
             addresses.push(bytes.as_ptr().addr());
-            let length = NonZeroUsize::new(LENGTH);
-            let sent = SockRef::from(&server).sendfile(&place.file, place.offset as usize, length);
             // Nobody reads meanwhile: the bytes stand in the queues.
-            assert_eq!(sent.expect("sending"), LENGTH);
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                let none = SpliceFFlags::empty();
+                let mut lent = vmsplice(&into, &[IoSlice::new(rest)], none).expect("lending");
+                rest = &rest[lent..];
+                while lent > 0 {
+                    lent -= splice(&out, None, &server, None, lent, none).expect("sending");
+                }
+            }
         }
         addresses.sort_unstable();
         addresses.dedup();
@@ -252,27 +255,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_once_is_reused_without_a_hole() {
+    fn what_is_sent_once_is_reused_as_it_is() {
         let block = block_of(1);
         let bytes = block.reader().slice(0..LENGTH);
-        assert!(in_file(&bytes).is_none());
+        assert!(!may_lend(&bytes));
         let buffer = bytes.as_ptr().addr();
         drop((block, bytes));
         let again = block_of(2);
         let bytes = again.reader().slice(0..LENGTH);
         if bytes.as_ptr().addr() == buffer {
-            assert!(in_file(&bytes).is_none(), "its counting begins anew");
+            assert!(!may_lend(&bytes), "its counting begins anew");
         }
     }
 
     #[test]
-    fn small_blocks_and_foreign_bytes_have_no_file() {
+    fn small_blocks_and_foreign_bytes_are_not_lent() {
         let mut block = GrowingBlock::with_capacity(4096);
         block.append(&[1; 4096]);
         let bytes = block.reader().slice(0..4096);
         for bytes in [&bytes[..], &[0; 100], &[]] {
-            assert!(in_file(bytes).is_none());
-            assert!(in_file(bytes).is_none());
+            assert!(!may_lend(bytes));
+            assert!(!may_lend(bytes));
         }
     }
 }

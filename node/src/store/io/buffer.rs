@@ -123,7 +123,7 @@ impl Drop for Pages {
             place: self.0.place,
         };
         // Pages that may still stand in a socket's queue must not be written again.
-        let is_on_its_way = raw.place.is_some_and(Place::was_sent_from);
+        let is_on_its_way = raw.place.is_some_and(Place::was_lent);
         let is_pooled = (POOL_MIN_CAPACITY..=POOL_BYTES / 2).contains(&raw.capacity);
         if is_on_its_way || !is_pooled {
             return raw.release();
