@@ -10,7 +10,7 @@ use caje_node::telemetry::diagnostics;
 use caje_node::{Ender, Node, StartError, demo, doctor};
 use clap::{Parser, Subcommand};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 #[global_allocator]
@@ -118,8 +118,10 @@ fn main() -> ExitCode {
             exit_with_stdin,
         } => {
             let path = config.path();
+            // Before the file is read: what changes after that is seen.
+            let changes = Changes::watch(Some(&path));
             match Config::load(&path) {
-                Ok(config) => run(config, Some(&path), exit_with_stdin),
+                Ok(config) => run(config, changes, exit_with_stdin),
                 Err(errors) => usage_error(&errors),
             }
         }
@@ -143,7 +145,7 @@ fn main() -> ExitCode {
             let config = Config::proxy(&listen, &origin, data_dir.as_deref())
                 .and_then(|config| config.with_overrides(&overrides));
             match config {
-                Ok(config) => run(config, None, false),
+                Ok(config) => run(config, Changes::watch(None), false),
                 Err(error) => usage_error(&error),
             }
         }
@@ -199,7 +201,11 @@ fn examine(path: Option<&Path>, json: bool) -> ExitCode {
     }
 }
 
-fn run(config: Config, path: Option<&Path>, exit_with_stdin: bool) -> ExitCode {
+fn run(config: Config, changes: anyhow::Result<Changes>, exit_with_stdin: bool) -> ExitCode {
+    let mut changes = match changes {
+        Ok(changes) => changes,
+        Err(error) => return exit_code(Err(error)),
+    };
     let level = match diagnostics::start(&config.log.level) {
         Ok(level) => level,
         Err(error) => return usage_error(&error),
@@ -215,50 +221,88 @@ fn run(config: Config, path: Option<&Path>, exit_with_stdin: bool) -> ExitCode {
             };
         }
     };
+    // Who has read the addresses may signal.
+    let mut end = match changes.watch_for_end() {
+        Ok(end) => end,
+        Err(error) => return exit_code(Err(error)),
+    };
     for address in node.addresses() {
         println!("listening http://{address}");
     }
     println!("admin http://{}", node.admin_address());
-    let result = supervise(&node, path, &level, exit_with_stdin);
-    if result.is_ok() {
-        end_at_once_when_told_again(node.ender());
-        node.drain();
-    }
-    exit_code(result)
+    changes.supervise(&node, &mut end, &level, exit_with_stdin);
+    tracing::info!("draining");
+    end_at_once_when_told_again(node.ender());
+    node.drain();
+    ExitCode::SUCCESS
 }
 
-/// Waits for signals and for the file to change, until the node is to end.
-fn supervise(
-    node: &Node,
-    path: Option<&Path>,
-    level: &diagnostics::Level,
-    exit_with_stdin: bool,
-) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("starting the control loop")?;
-    runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
-        let mut hangup = signal(SignalKind::hangup()).context("watching for SIGHUP")?;
-        let mut file = path.map(FileWatch::new).transpose()?;
-        let mut parent_gone = std::pin::pin!(demo::parent_gone(exit_with_stdin));
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                () = &mut parent_gone => break,
-                _ = hangup.recv() => {
-                    node.reopen_log();
-                    reload(node, path, level);
+/// What makes a node read its settings again, seen from the moment this is made: SIGHUP, and a change
+/// of the file.
+struct Changes {
+    runtime: tokio::runtime::Runtime,
+    path: Option<PathBuf>,
+    file: Option<FileWatch>,
+    hangup: Signal,
+}
+
+/// Until it is made these signals end the process at once, as they should while a start hangs.
+struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Changes {
+    fn watch(path: Option<&Path>) -> anyhow::Result<Changes> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("starting the control loop")?;
+        let hangup = {
+            let _entered = runtime.enter();
+            signal(SignalKind::hangup()).context("watching for SIGHUP")?
+        };
+        Ok(Changes {
+            runtime,
+            path: path.map(Path::to_owned),
+            file: path.map(FileWatch::new).transpose()?,
+            hangup,
+        })
+    }
+
+    fn watch_for_end(&self) -> anyhow::Result<EndSignals> {
+        let _entered = self.runtime.enter();
+        Ok(EndSignals {
+            terminate: signal(SignalKind::terminate()).context("watching for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("watching for SIGINT")?,
+        })
+    }
+
+    /// Reloads at each change, until the node is to end.
+    fn supervise(
+        &mut self,
+        node: &Node,
+        end: &mut EndSignals,
+        level: &diagnostics::Level,
+        exit_with_stdin: bool,
+    ) {
+        let path = self.path.as_deref();
+        self.runtime.block_on(async {
+            let mut parent_gone = std::pin::pin!(demo::parent_gone(exit_with_stdin));
+            loop {
+                tokio::select! {
+                    _ = end.terminate.recv() => break,
+                    _ = end.interrupt.recv() => break,
+                    () = &mut parent_gone => break,
+                    _ = self.hangup.recv() => {
+                        node.reopen_log();
+                        reload(node, path, level);
+                    }
+                    () = FileWatch::changed(&mut self.file) => reload(node, path, level),
                 }
-                () = FileWatch::changed(&mut file) => reload(node, path, level),
             }
-        }
-        tracing::info!("draining");
-        Ok(())
-    })
+        });
+    }
 }
 
 /// How long a process that was told twice to end may take to flush its index.

@@ -21,7 +21,7 @@ pub use folder::Folder;
 pub use http2::{Frame, Http2, RawHttp2, frame_type};
 pub use litefs::{Hand, LiteFs, Skip, Watch};
 pub use node::{Node, settings};
-pub use program::Program;
+pub use program::{Program, Unheard};
 pub use slow_server::{Answer as OriginAnswer, Gate, Lie, LieClass, Origin};
 
 /// How long anything may take before the play that waits for it has failed.

@@ -1,22 +1,29 @@
 //! The real binary, as a process of its own.
 
+use std::io::{PipeReader, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Lines};
+use tokio::net::unix::pipe;
+use tokio::process::Child;
 
 use crate::client::{Ask, Connection};
 use crate::within;
 
+/// Where a program's standard output is read.
+type Output = Pin<Box<dyn AsyncRead + Send>>;
+
 /// A running `caje-node`. Dropping it kills it.
 pub struct Program {
     child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    lines: Lines<BufReader<Output>>,
     address: SocketAddr,
     admin: SocketAddr,
 }
@@ -57,6 +64,21 @@ impl Program {
         Program::launch(&mut command).await
     }
 
+    /// Starts it where nobody reads what it announces, so that it stays there.
+    pub async fn start_unheard(arguments: &[&str]) -> Unheard {
+        let path = tokio::task::spawn_blocking(Program::path)
+            .await
+            .expect("a build");
+        let (output, mut input) = std::io::pipe().expect("a pipe");
+        // Linux gives at least a page.
+        let size = fcntl(&input, FcntlArg::F_SETPIPE_SZ(1)).expect("set a pipe's size");
+        let mut filling = vec![b' '; size as usize];
+        filling[size as usize - 1] = b'\n';
+        input.write_all(&filling).expect("fill a pipe");
+        let child = Program::spawn(tokio::process::Command::new(path).args(arguments), input);
+        Unheard { child, output }
+    }
+
     /// Starts it with its diagnostic log in a file.
     pub async fn start_with_log(arguments: &[&str], log: &std::path::Path) -> Program {
         let path = tokio::task::spawn_blocking(Program::path)
@@ -88,14 +110,22 @@ impl Program {
     }
 
     async fn launch(command: &mut tokio::process::Command) -> Program {
-        let mut child = command
+        let mut child = Program::spawn(command, Stdio::piped());
+        let output = child.stdout.take().expect("a pipe");
+        Program::announced(child, Box::pin(output)).await
+    }
+
+    fn spawn(command: &mut tokio::process::Command, output: impl Into<Stdio>) -> Child {
+        command
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(output)
             .kill_on_drop(true)
             .spawn()
-            .expect("start caje-node");
-        let stdout = child.stdout.take().expect("a pipe");
-        let mut lines = BufReader::new(stdout).lines();
+            .expect("start caje-node")
+    }
+
+    async fn announced(child: Child, output: Output) -> Program {
+        let mut lines = BufReader::new(output).lines();
         let address = announced(&mut lines, "listening http://").await;
         let admin = announced(&mut lines, "admin http://").await;
         Program {
@@ -119,8 +149,7 @@ impl Program {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let id = self.child.id().expect("a running process");
-        kill(Pid::from_raw(id as i32), signal).expect("send a signal");
+        send_signal(&self.child, signal);
     }
 
     /// kill -9, and waits for the end.
@@ -163,7 +192,30 @@ impl Program {
     }
 }
 
-async fn announced(lines: &mut Lines<BufReader<ChildStdout>>, what: &str) -> SocketAddr {
+/// A program that has begun, and cannot say where it listens.
+pub struct Unheard {
+    child: Child,
+    output: PipeReader,
+}
+
+impl Unheard {
+    pub fn signal(&self, signal: Signal) {
+        send_signal(&self.child, signal);
+    }
+
+    /// Lets it say where it listens.
+    pub async fn heard(self) -> Program {
+        let output = pipe::Receiver::from_owned_fd(self.output.into()).expect("a pipe");
+        Program::announced(self.child, Box::pin(output)).await
+    }
+}
+
+fn send_signal(child: &Child, signal: Signal) {
+    let id = child.id().expect("a running process");
+    kill(Pid::from_raw(id as i32), signal).expect("send a signal");
+}
+
+async fn announced(lines: &mut Lines<BufReader<Output>>, what: &str) -> SocketAddr {
     loop {
         let line = within("an announcement", lines.next_line())
             .await

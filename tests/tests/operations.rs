@@ -397,6 +397,26 @@ async fn the_program_reloads_and_drains() {
     assert_eq!(program.ended().await, Some(0));
 }
 
+/// A change of the file and a signal count from the program's beginning: nothing has to be waited for.
+#[tokio::test]
+async fn a_reload_asked_for_before_the_addresses_are_said_is_done() {
+    let origin = Origin::start().await;
+    for signalled in [false, true] {
+        let folder = Folder::new();
+        let path = file(&origin, &folder, "");
+        let program = Program::start_unheard(&["run", "--config", &path]).await;
+        // By then it has read its file.
+        let index = folder.join("store/index.db");
+        until(|| "a store".to_owned(), || index.exists()).await;
+        match signalled {
+            true => program.signal(Signal::SIGHUP),
+            false => assert_eq!(file(&origin, &folder, ""), path),
+        }
+        let program = program.heard().await;
+        reloaded(&program, "ok", 1.0).await;
+    }
+}
+
 /// A drain that is told again to end cuts what runs, and loses nothing that was stored.
 #[tokio::test]
 async fn a_second_signal_ends_the_drain() {
@@ -435,12 +455,6 @@ async fn a_reload_that_loses_its_certificate_changes_nothing() {
     let good = good.replace("[log]", "[log]\nlevel = \"error\"");
     std::fs::write(&path, &good).expect("write a file");
     let mut program = Program::start_with_log(&["run", "--config", &path], &log).await;
-    // A program that has just said where it listens may not look at its file yet.
-    let deadline = tokio::time::Instant::now() + caje_tests::PATIENCE;
-    while reloads(&program, "ok").await < 1.0 {
-        assert!(tokio::time::Instant::now() < deadline, "no reload");
-        std::fs::write(&path, &good).expect("write a file");
-    }
     // A pipe is there for its first reader, and gone for the second.
     let pipe = folder.join("ca.pem");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("make a pipe");
