@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use caje_node::telemetry::{CacheResult, StatusClass};
+use caje_node::telemetry::{CacheResult, StatusClass, TimeoutPhase};
 use caje_tests::{Connection, End, Node, Origin, OriginAnswer};
 
 const SHORT: Duration = Duration::from_millis(150);
@@ -306,6 +306,55 @@ async fn a_client_that_does_not_read_is_let_go() {
     let got = connection.begin("GET").await.rest().await;
     assert_eq!(got.end, End::Cut);
     assert_eq!(slow_server::verify_body("/a", 0, &got.body), Ok(()));
+}
+
+/// HTTP/2: a client that grants no window loses its streams, whether their answers are small or large
+/// and come from the store or an origin, and keeps its connection.
+#[tokio::test]
+async fn an_http2_client_that_grants_no_window_loses_its_streams() {
+    use caje_tests::frame_type::{RST_STREAM, SETTINGS};
+    let origin = Origin::start().await;
+    let _ = origin
+        .prefix("/large")
+        .generated(64 << 20)
+        .cache_control("no-store");
+    origin.get("/small").body("x").cache_control("max-age=60");
+    let node = Node::with(&origin, |config| config.limits.write_timeout = SHORT).await;
+    node.get("/small").await.says("x");
+    node.at_rest().await;
+    let mut raw = caje_tests::RawHttp2::to(node.address()).await;
+    // SETTINGS_INITIAL_WINDOW_SIZE is 0.
+    raw.frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]).await;
+    let mut head = [
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":authority", "a.example"),
+        (":path", "/large"),
+    ];
+    let mut reset = std::collections::BTreeSet::new();
+    for stream in [1, 3] {
+        raw.headers(stream, true, &head).await;
+        head[3].1 = "/small";
+    }
+    while reset.len() < 2 {
+        let frame = raw.next().await.expect("the connection lives on");
+        if frame.kind == RST_STREAM {
+            reset.insert(frame.stream);
+        }
+    }
+    origin.wait_open_connections(0).await;
+    assert_eq!(node.metrics().client_timeouts.get(TimeoutPhase::Write), 2);
+    // Each thread has its listener, and there is this connection.
+    node.tasks_at_most(3).await;
+    // With a window, the connection is as good as ever.
+    raw.frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 1, 0]).await;
+    raw.headers(5, true, &head).await;
+    loop {
+        let frame = raw.next().await.expect("a frame");
+        if frame.stream == 5 && frame.flags & 1 == 1 {
+            break;
+        }
+    }
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 use crate::cache::head::Head;
@@ -43,14 +44,29 @@ const SEND_BUFFER: usize = 256 << 10;
 /// Streams that a client may have reset and we not yet forgotten.
 const MAX_RESET_STREAMS: usize = 20;
 
-/// Runs a connection's streams among the tasks of its thread.
+/// Runs a connection's streams among the tasks of its thread, each until it is given up.
 #[derive(Clone)]
-struct LocalExecutor(Tasks);
+struct LocalExecutor {
+    tasks: Tasks,
+    streams: Rc<Streams>,
+}
 
 impl<F: Future + 'static> Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
-        self.0.spawn(async move {
-            future.await;
+        // hyper makes a stream's future of what the service has just returned for its request.
+        let Some(stream) = self.streams.begun.take() else {
+            self.tasks.spawn(async move {
+                future.await;
+            });
+            return;
+        };
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                // Whatever of the stream is dropped before its end resets it.
+                () = stream.given_up.notified() => {}
+                _ = future => {}
+            }
         });
     }
 }
@@ -72,7 +88,11 @@ where
             async move { Ok::<_, Infallible>(exchange(request, client, proxy, open).await) }
         })
     };
-    let connection = http2::Builder::new(LocalExecutor(proxy.cache.fetcher.tasks.clone()))
+    let executor = LocalExecutor {
+        tasks: proxy.cache.fetcher.tasks.clone(),
+        streams: streams.clone(),
+    };
+    let connection = http2::Builder::new(executor)
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
@@ -273,6 +293,8 @@ fn outgoing(
 #[derive(Default)]
 struct Streams {
     open: RefCell<Vec<Weak<Stream>>>,
+    /// The one whose task is about to be started.
+    begun: RefCell<Option<Rc<Stream>>>,
     /// When the last one ended, or was last seen open.
     used: Cell<Option<Instant>>,
 }
@@ -283,11 +305,12 @@ impl Streams {
         let mut open = self.open.borrow_mut();
         open.retain(|stream| stream.strong_count() > 0);
         open.push(Rc::downgrade(&stream));
+        self.begun.replace(Some(stream.clone()));
         stream
     }
 
-    /// Completes when there has been no stream for `idle`. Meanwhile lets go of the answers whose
-    /// client has taken nothing for `stall`.
+    /// Completes when there has been no stream for `idle`. Meanwhile gives up the streams whose client
+    /// has taken nothing of its answer for `stall`.
     async fn idle(&self, idle: Duration, stall: Duration, proxy: &Proxy) {
         let begun = Instant::now();
         loop {
@@ -316,20 +339,20 @@ impl Streams {
 /// An answer on its stream.
 #[derive(Default)]
 struct Stream {
-    pieces: RefCell<Option<Pieces>>,
     /// Since when a piece waits for the client to take it.
     blocked: Cell<Option<Instant>>,
     expired: Cell<bool>,
+    given_up: Notify,
 }
 
 impl Stream {
-    /// Gives the body up when the client has taken nothing for `stall`: the stream is reset once it
-    /// wants more. Whether that has happened now.
+    /// Gives the stream up when the client has taken nothing for `stall`: its task ends, and with it
+    /// all that was held for it. Whether that has happened now.
     fn expire(&self, now: Instant, stall: Duration) -> bool {
         if self.blocked.get().is_none_or(|since| now < since + stall) {
             return false;
         }
-        self.pieces.take();
+        self.given_up.notify_one();
         !self.expired.replace(true)
     }
 }
@@ -337,6 +360,7 @@ impl Stream {
 /// A response's body as hyper polls it.
 struct Outgoing {
     stream: Rc<Stream>,
+    pieces: Option<Pieces>,
     /// Settled when the body ends, however it does.
     report: Option<(Response, Rc<Proxy>)>,
     complete: bool,
@@ -355,6 +379,7 @@ impl Outgoing {
     fn empty(stream: Rc<Stream>) -> Outgoing {
         Outgoing {
             stream,
+            pieces: None,
             report: None,
             complete: true,
             failed: false,
@@ -363,11 +388,9 @@ impl Outgoing {
 
     fn new(body: Body, response: Response, proxy: Rc<Proxy>, stream: Rc<Stream>) -> Outgoing {
         let is_empty = matches!(body, Body::Empty);
-        stream
-            .pieces
-            .replace((!is_empty).then_some(Pieces::Ready(body)));
         Outgoing {
             stream,
+            pieces: (!is_empty).then_some(Pieces::Ready(body)),
             report: Some((response, proxy)),
             complete: is_empty,
             failed: false,
@@ -404,11 +427,7 @@ impl http_body::Body for Outgoing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         self.stream.blocked.set(None);
-        if self.stream.expired.get() {
-            return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
-        }
-        let pieces = self.stream.pieces.take();
-        let mut future = match pieces {
+        let mut future = match self.pieces.take() {
             None => return Poll::Ready(None),
             Some(Pieces::Waiting(future)) => future,
             Some(Pieces::Ready(mut body)) => Box::pin(async move {
@@ -419,7 +438,7 @@ impl http_body::Body for Outgoing {
         let (body, piece) = match future.as_mut().poll(cx) {
             Poll::Ready(step) => step,
             Poll::Pending => {
-                self.stream.pieces.replace(Some(Pieces::Waiting(future)));
+                self.pieces = Some(Pieces::Waiting(future));
                 return Poll::Pending;
             }
         };
@@ -428,12 +447,12 @@ impl http_body::Body for Outgoing {
                 if let Some((response, _)) = &mut self.report {
                     response.report.sent_bytes += bytes.len() as u64;
                 }
-                self.stream.pieces.replace(Some(Pieces::Ready(body)));
+                self.pieces = Some(Pieces::Ready(body));
                 self.stream.blocked.set(Some(Instant::now()));
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Some(Ok(origin::Frame::Trailers(fields))) => {
-                self.stream.pieces.replace(Some(Pieces::Ready(body)));
+                self.pieces = Some(Pieces::Ready(body));
                 Poll::Ready(Some(Ok(Frame::trailers(fields))))
             }
             // The stream is reset: nobody takes what came for the whole.
@@ -454,11 +473,11 @@ impl http_body::Body for Outgoing {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.stream.pieces.borrow().is_none() && !self.stream.expired.get()
+        self.pieces.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &*self.stream.pieces.borrow() {
+        match &self.pieces {
             None => SizeHint::with_exact(0),
             Some(Pieces::Ready(Body::Full(bytes))) => SizeHint::with_exact(bytes.len() as u64),
             Some(_) => SizeHint::default(),
