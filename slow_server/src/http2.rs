@@ -52,12 +52,13 @@ pub(crate) async fn serve<S>(shared: Arc<Shared>, stream: S, id: u64)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let streams = shared.http2_streams;
     let service = service_fn(move |request| exchange(shared.clone(), request, id));
     // The ways to end are all told by the bytes; there is nobody to report an error to.
     let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
-        .max_concurrent_streams(1000)
+        .max_concurrent_streams(streams)
         .serve_connection(TokioIo::new(stream), service)
         .await;
 }

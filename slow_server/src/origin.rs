@@ -36,6 +36,7 @@ pub struct Builder {
     tls_names: Vec<String>,
     alpn: Alpn,
     h2c: bool,
+    http2_streams: u32,
     keep_log: bool,
 }
 
@@ -97,6 +98,7 @@ pub(crate) struct Shared {
     gates: Mutex<HashMap<String, Gate>>,
     pub(crate) hls: hls::Clock,
     pub(crate) h2c: bool,
+    pub(crate) http2_streams: u32,
     requests: AtomicU64,
     connections: AtomicU64,
     open: watch::Sender<u64>,
@@ -184,6 +186,14 @@ impl Builder {
         self
     }
 
+    /// How many requests a client may have at a time on one HTTP/2 connection: 1000 unless this says
+    /// another number. Others are refused.
+    #[must_use]
+    pub fn http2_streams(mut self, count: u32) -> Self {
+        self.http2_streams = count;
+        self
+    }
+
     /// Whether requests are kept for [`Origin::requests_log`]. They are unless this says no.
     #[must_use]
     pub fn keep_log(mut self, on: bool) -> Self {
@@ -208,6 +218,7 @@ impl Builder {
             gates: Mutex::default(),
             hls: hls::Clock::new(),
             h2c: self.h2c,
+            http2_streams: self.http2_streams,
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             open: watch::Sender::new(0),
@@ -252,6 +263,7 @@ impl Origin {
                 .to_vec(),
             alpn: Alpn::H2AndHttp1,
             h2c: false,
+            http2_streams: 1000,
             keep_log: true,
         }
     }

@@ -104,7 +104,7 @@ impl Frame {
     }
 }
 
-/// A connection whose client writes its frames byte by byte.
+/// A connection whose client, or server, writes its frames byte by byte.
 pub struct RawHttp2 {
     socket: TcpStream,
     inbox: BytesMut,
@@ -120,6 +120,19 @@ impl RawHttp2 {
             inbox: BytesMut::new(),
         };
         raw.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+        raw.frame(frame_type::SETTINGS, 0, 0, b"").await;
+        raw
+    }
+
+    /// The server's side. A client's preface is read and left unchecked.
+    pub async fn accepted(mut socket: TcpStream) -> RawHttp2 {
+        let mut preface = [0; 24];
+        let read = within("a preface", socket.read_exact(&mut preface)).await;
+        read.expect("read a preface");
+        let mut raw = RawHttp2 {
+            socket,
+            inbox: BytesMut::new(),
+        };
         raw.frame(frame_type::SETTINGS, 0, 0, b"").await;
         raw
     }

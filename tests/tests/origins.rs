@@ -1,7 +1,7 @@
 //! Origins over HTTP/2 and over TLS.
 
 use caje_node::config::{Http2, OriginUrl};
-use caje_tests::{Folder, Node, Origin, settings};
+use caje_tests::{Folder, Node, Origin, RawHttp2, frame_type, settings};
 use slow_server::Alpn;
 
 const SIZE: u64 = 300_000;
@@ -61,6 +61,69 @@ async fn http2_with_prior_knowledge() {
     .await;
     plays(&origin, &node).await;
     assert_eq!(origin.last_request("/b").version, http::Version::HTTP_2);
+}
+
+/// An origin that takes one request at a time on each connection: none is sent before it has said so.
+#[tokio::test]
+async fn an_http2_origin_may_take_one_request_at_a_time() {
+    let origin = Origin::builder().h2c(true).http2_streams(1).start().await;
+    let origin = origin.expect("start an origin");
+    let gate = origin.prefix("/").generated(5000).gated();
+    let node = Node::with(&origin, |config| {
+        config.node.threads = 1.try_into().expect("not zero");
+        config.origins[0].http2 = Http2::PriorKnowledge;
+        config.origins[0].max_connections = 20;
+    })
+    .await;
+    let asked = (0..60).map(|n| {
+        let ask = node.get(&format!("/{n}"));
+        tokio::spawn(async move { ask.await })
+    });
+    let asked: Vec<_> = asked.collect();
+    // As many as there may be connections; the others wait for their turn.
+    gate.reached_n(20).await;
+    gate.open();
+    for (n, answer) in asked.into_iter().enumerate() {
+        let answer = answer.await.expect("an answer");
+        answer.is_whole(&format!("/{n}"), 5000);
+    }
+    assert_eq!(origin.requests_total(), 60);
+}
+
+/// A stream that the origin refuses was not looked at: its request is asked once more, whatever its
+/// method and however new its connection.
+#[tokio::test]
+async fn a_refused_stream_is_asked_again() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    let listener = listener.expect("a listener");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        for connection in 0.. {
+            let (socket, _) = listener.accept().await.expect("a connection");
+            tokio::spawn(async move {
+                let mut raw = RawHttp2::accepted(socket).await;
+                while let Some(frame) = raw.next().await {
+                    let (kind, flags, payload): (_, _, &[u8]) = match connection {
+                        // REFUSED_STREAM.
+                        0 => (frame_type::RST_STREAM, 0, &[0, 0, 0, 7]),
+                        // `:status: 204`, which ends head and stream.
+                        _ => (frame_type::HEADERS, 5, &[0x89]),
+                    };
+                    if frame.kind == frame_type::HEADERS {
+                        raw.frame(kind, flags, frame.stream, payload).await;
+                    }
+                }
+            });
+        }
+    });
+    let origin = Origin::start().await;
+    let node = Node::with(&origin, |config| {
+        let settings = &mut config.origins[0];
+        settings.url = OriginUrl::parse(&format!("http://{address}")).expect("a URL");
+        settings.http2 = Http2::PriorKnowledge;
+    })
+    .await;
+    node.post("/a").await.expect(204);
 }
 
 async fn over_tls(alpn: Alpn, http2: Http2) -> (Origin, Node) {

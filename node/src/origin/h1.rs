@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
 
 use super::connect::Io;
-use super::pool::{Failure, Origin, Permit};
+use super::pool::{Failure, Loss, Origin, Permit};
 use super::{
     ErrorKind, Frame, Inner, OriginError, Phase, RequestBody, RequestBodySource, ResponseBody,
     Settings, SourceFailed, UpstreamRequest, UpstreamResponse,
@@ -152,7 +152,7 @@ pub(super) async fn exchange(
         Err(WriteFailed::Timeout) => {
             return Err(Failure {
                 error: OriginError::timeout(Phase::Write),
-                is_unanswered: true,
+                loss: Loss::Unanswered,
             });
         }
         // The origin may have said why before it closed.
@@ -173,7 +173,10 @@ pub(super) async fn exchange(
     loop {
         let failed = |error, has_answer: bool| Failure {
             error,
-            is_unanswered: !has_answer,
+            loss: match has_answer {
+                true => Loss::None,
+                false => Loss::Unanswered,
+            },
         };
         let parsed =
             wire::parse_response_head(&mut connection.buf, &request.method, &settings.limits);

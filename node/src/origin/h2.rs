@@ -3,7 +3,7 @@
 //! hyper checks framing, `content-length` against DATA, and flow control. It drops interim responses
 //! without a word, so over HTTP/2 none are forwarded.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -16,10 +16,11 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 use super::connect::Io;
-use super::pool::{Failure, Origin, Permit};
+use super::pool::{Failure, Loss, Origin, Permit};
 use super::{
     ErrorKind, Frame, Inner, OriginError, Phase, RequestBody, RequestBodySource, ResponseBody,
     Settings, SourceFailed, UpstreamRequest, UpstreamResponse,
@@ -28,6 +29,8 @@ use super::{
 /// Bytes an origin may send ahead of a slow reader: per stream, and per connection.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Streams of one connection before another connection is opened beside it.
+const STREAMS_PER_CONNECTION: usize = 100;
 /// A connection with requests on it that is silent for so long is asked for a sign of life, and given
 /// as long again.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -41,16 +44,40 @@ pub(super) struct Connection {
     /// An exchange was begun on it.
     pub(super) used: Cell<bool>,
     idle_since: Cell<Instant>,
-    /// Streams that the origin allows, as it said last.
-    capacity: Rc<Cell<usize>>,
+    /// Hands requests to the connection, and knows what the origin has said of it.
+    driver: Rc<RefCell<Driver>>,
 }
 
-#[derive(Clone)]
-struct LocalExec;
+type Driver = http2::Connection<TokioIo<Io>, UploadBody, LocalExec>;
+
+/// Runs a connection and its exchanges on this thread.
+#[derive(Clone, Default)]
+struct LocalExec(Rc<Executed>);
+
+#[derive(Default)]
+struct Executed {
+    has_connection: Cell<bool>,
+    /// The connection has read or written something.
+    moved: Notify,
+}
 
 impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExec {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
+        // hyper's first task is the connection itself.
+        if self.0.has_connection.replace(true) {
+            tokio::task::spawn_local(future);
+            return;
+        }
+        let executed = Rc::clone(&self.0);
+        tokio::task::spawn_local(async move {
+            let mut connection = std::pin::pin!(future);
+            std::future::poll_fn(|cx| {
+                let ended = connection.as_mut().poll(cx);
+                executed.moved.notify_one();
+                ended
+            })
+            .await;
+        });
     }
 }
 
@@ -58,27 +85,38 @@ impl Connection {
     pub(super) async fn open(io: Io, permit: Permit) -> Result<Rc<Self>, OriginError> {
         let origin = Rc::clone(permit.origin());
         let settings = &origin.settings;
-        let mut builder = http2::Builder::new(LocalExec);
+        let executor = LocalExec::default();
+        let mut builder = http2::Builder::new(executor.clone());
         builder
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            // Until its SETTINGS have come.
+            .initial_max_send_streams(0)
             .max_header_list_size(u32::try_from(settings.limits.max_head_bytes).unwrap_or(u32::MAX))
             .keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE);
-        let handshake = builder.handshake(TokioIo::new(io));
-        let (sender, mut driver) = tokio::time::timeout(settings.connect_timeout, handshake)
+        let failed = |message| OriginError::new(ErrorKind::Connect, message);
+        let opening = async {
+            let handshake = builder.handshake(TokioIo::new(io));
+            let (sender, mut driver) = handshake.await.map_err(|e| failed(describe(&e)))?;
+            while driver.current_max_send_streams() == 0 {
+                tokio::select! {
+                    ended = &mut driver => {
+                        let why = ended.err().map(|error| describe(&error));
+                        return Err(failed(why.unwrap_or_else(|| "closed before its SETTINGS".into())));
+                    }
+                    () = executor.0.moved.notified() => {}
+                }
+            }
+            Ok((sender, Rc::new(RefCell::new(driver))))
+        };
+        let (sender, driver) = tokio::time::timeout(settings.connect_timeout, opening)
             .await
-            .map_err(|_| OriginError::timeout(Phase::Connect))?
-            .map_err(|e| OriginError::new(ErrorKind::Connect, describe(&e)))?;
-        let capacity = Rc::new(Cell::new(driver.current_max_send_streams()));
-        let noted = Rc::clone(&capacity);
+            .map_err(|_| OriginError::timeout(Phase::Connect))??;
+        let driven = Rc::clone(&driver);
         tokio::task::spawn_local(async move {
-            let driving = std::future::poll_fn(|cx| {
-                let ended = Pin::new(&mut driver).poll(cx);
-                noted.set(driver.current_max_send_streams());
-                ended
-            });
+            let driving = std::future::poll_fn(|cx| Pin::new(&mut *driven.borrow_mut()).poll(cx));
             if let Err(error) = driving.await {
                 tracing::debug!(error = %describe(&error), "an HTTP/2 connection to an origin failed");
             }
@@ -90,7 +128,7 @@ impl Connection {
             streams: Cell::new(0),
             used: Cell::new(false),
             idle_since: Cell::new(Instant::now()),
-            capacity,
+            driver,
         }))
     }
 
@@ -98,8 +136,14 @@ impl Connection {
         self.sender.is_closed()
     }
 
-    pub(super) fn capacity(&self) -> usize {
-        self.capacity.get()
+    /// Streams that the origin allows at a time, as it said last.
+    fn capacity(&self) -> usize {
+        self.driver.borrow().current_max_send_streams()
+    }
+
+    /// Whether one more exchange can begin at once.
+    pub(super) fn has_room(&self) -> bool {
+        self.streams.get() < self.capacity().min(STREAMS_PER_CONNECTION)
     }
 
     pub(super) fn idle_since(&self) -> Option<Instant> {
@@ -138,7 +182,7 @@ pub(super) async fn exchange(
     let settings = &origin.settings;
     let fatal = |error| Failure {
         error,
-        is_unanswered: false,
+        loss: Loss::None,
     };
     let progress = Rc::new(Progress::default());
     if matches!(body, RequestBody::Empty) {
@@ -152,25 +196,28 @@ pub(super) async fn exchange(
     let mut timer = std::pin::pin!(tokio::time::sleep_until(progress.check_at(settings)));
     let outcome = std::future::poll_fn(|cx| {
         if let Poll::Ready(outcome) = response.as_mut().poll(cx) {
-            return Poll::Ready(outcome.map_err(|e| classify(&e, &progress)));
+            return Poll::Ready(outcome.map_err(|e| (classify(&e, &progress), is_refusal(&e))));
         }
         loop {
             ready!(timer.as_mut().poll(cx));
             let (at, phase) = progress.deadline(settings);
             if at <= Instant::now() {
-                return Poll::Ready(Err(OriginError::timeout(phase)));
+                return Poll::Ready(Err((OriginError::timeout(phase), false)));
             }
             timer.as_mut().reset(progress.check_at(settings));
         }
     })
     .await;
-    let response = outcome.map_err(|error| {
+    let response = outcome.map_err(|(error, is_refused)| {
         if matches!(error.kind, ErrorKind::Timeout(_)) {
             origin.forget_http2(connection);
         }
         Failure {
             error,
-            is_unanswered: true,
+            loss: match is_refused {
+                true => Loss::Refused,
+                false => Loss::Unanswered,
+            },
         }
     })?;
 
@@ -334,6 +381,11 @@ impl Body {
             return Poll::Ready(Some(Err(error)));
         }
     }
+}
+
+/// RFC 9113 §8.7: the origin has done nothing with the request.
+fn is_refusal(error: &hyper::Error) -> bool {
+    describe(error).contains("refused stream")
 }
 
 /// hyper's errors as ours. h2 tells a lost connection from a broken rule only by its words.

@@ -28,9 +28,6 @@ use super::{
     UpstreamResponse, h1, h2,
 };
 
-/// Streams of one HTTP/2 connection before another connection is opened beside it.
-const STREAMS_PER_CONNECTION: usize = 100;
-
 /// The connections of one data thread to all origins. A clone is the same pool.
 #[derive(Clone)]
 pub struct OriginPool(Rc<Shared>);
@@ -99,8 +96,18 @@ impl Drop for Permit {
 /// An exchange that failed.
 pub(super) struct Failure {
     pub(super) error: OriginError,
+    pub(super) loss: Loss,
+}
+
+/// How little of an exchange that failed was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// A response has begun, or it would fail again.
+    None,
     /// No byte of a response came.
-    pub(super) is_unanswered: bool,
+    Unanswered,
+    /// The origin says that it has not looked at the request.
+    Refused,
 }
 
 impl OriginPool {
@@ -117,7 +124,8 @@ impl OriginPool {
     ///
     /// Dropping the future cancels the exchange and closes its connection. A request that a used
     /// connection lost before any answer is sent once more, on a fresh one, if it is idempotent and
-    /// has no body (RFC 9110 §9.2.2).
+    /// has no body (RFC 9110 §9.2.2); so is any without a body that the origin says it has not looked
+    /// at (RFC 9113 §8.7).
     pub async fn send(
         &self,
         settings: &Arc<Settings>,
@@ -179,9 +187,7 @@ impl Origin {
         mut request: UpstreamRequest,
         interim: &mut dyn FnMut(StatusCode, HeaderMap),
     ) -> Result<UpstreamResponse, OriginError> {
-        let may_retry = is_idempotent(&request.method)
-            && matches!(request.body, RequestBody::Empty)
-            && !request.upgrade;
+        let is_repeatable = matches!(request.body, RequestBody::Empty) && !request.upgrade;
         let mut is_retry = false;
         loop {
             let mut body = std::mem::take(&mut request.body);
@@ -212,8 +218,13 @@ impl Origin {
             match outcome {
                 Ok(response) => return Ok(response),
                 Err(failure) => {
-                    let lost = failure.is_unanswered && failure.error.kind == ErrorKind::Closed;
-                    if !(lost && used_before && may_retry && !is_retry) {
+                    let may_retry = match failure.loss {
+                        Loss::None => false,
+                        Loss::Unanswered => used_before && is_idempotent(&request.method),
+                        Loss::Refused => true,
+                    };
+                    let is_lost = failure.error.kind == ErrorKind::Closed;
+                    if !(is_lost && may_retry && is_repeatable && !is_retry) {
                         return Err(failure.error);
                     }
                 }
@@ -367,45 +378,57 @@ impl Origin {
     }
 
     /// An HTTP/2 connection to send one more request on; `None` when TLS chose HTTP/1.
-    async fn http2(self: &Rc<Self>, fresh: bool) -> Negotiation {
-        let receiver = {
-            let mut slots = self.slots.borrow_mut();
-            slots.http2.retain(|connection| !connection.is_closed());
-            let best = slots
-                .http2
-                .iter()
-                .min_by_key(|connection| connection.streams.get());
-            let best = best.filter(|_| !fresh).cloned();
-            let may_open = slots.open < self.settings.max_connections.max(1);
-            if let Some(best) = best
-                && (!may_open || best.streams.get() < best.capacity().min(STREAMS_PER_CONNECTION))
-            {
-                return Ok(Some(best));
-            }
-            let (sender, receiver) = oneshot::channel();
-            if let Some(others) = &mut slots.negotiating {
-                if others.len() >= self.settings.max_waiting {
-                    others.retain(|other| !other.is_closed());
+    async fn http2(self: &Rc<Self>, mut fresh: bool) -> Negotiation {
+        loop {
+            let negotiation = {
+                let mut slots = self.slots.borrow_mut();
+                slots.http2.retain(|connection| !connection.is_closed());
+                let best = slots
+                    .http2
+                    .iter()
+                    .min_by_key(|connection| connection.streams.get());
+                let best = best.filter(|_| !fresh).cloned();
+                let may_open = slots.open < self.settings.max_connections.max(1);
+                if let Some(best) = best
+                    && (!may_open || best.has_room())
+                {
+                    return Ok(Some(best));
                 }
-                if others.len() >= self.settings.max_waiting {
-                    return Err(too_many_wait());
-                }
-                others.push(sender);
-            } else {
-                slots.negotiating = Some(vec![sender]);
-                // In a task of its own: those who wait must not depend on the first one's patience.
-                tokio::task::spawn_local(Rc::clone(self).negotiate());
+                self.join_negotiation(&mut slots)?
+            };
+            let _gauge = Waiting::enter(&self.counters);
+            let negotiated = negotiation.await.unwrap_or_else(|_| {
+                let message = "the attempt was abandoned";
+                Err(OriginError::new(ErrorKind::Connect, message))
+            });
+            match &negotiated {
+                // More have waited for it than it takes.
+                Ok(Some(connection)) if !connection.has_room() => fresh = false,
+                _ => return negotiated,
             }
-            receiver
-        };
-        let _gauge = Waiting::enter(&self.counters);
-        match receiver.await {
-            Ok(negotiation) => negotiation,
-            Err(_) => Err(OriginError::new(
-                ErrorKind::Connect,
-                "the attempt was abandoned",
-            )),
         }
+    }
+
+    /// Waits with others for one connection, which is being opened from now on.
+    fn join_negotiation(
+        self: &Rc<Self>,
+        slots: &mut Slots,
+    ) -> Result<oneshot::Receiver<Negotiation>, OriginError> {
+        let (sender, receiver) = oneshot::channel();
+        let Some(others) = &mut slots.negotiating else {
+            slots.negotiating = Some(vec![sender]);
+            // In a task of its own: those who wait must not depend on the first one's patience.
+            tokio::task::spawn_local(Rc::clone(self).negotiate());
+            return Ok(receiver);
+        };
+        if others.len() >= self.settings.max_waiting {
+            others.retain(|other| !other.is_closed());
+        }
+        if others.len() >= self.settings.max_waiting {
+            return Err(too_many_wait());
+        }
+        others.push(sender);
+        Ok(receiver)
     }
 
     async fn negotiate(self: Rc<Self>) {

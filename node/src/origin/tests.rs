@@ -1534,10 +1534,30 @@ mod http2 {
             peer.closed().await;
 
             let outcome = stage.send(request(Method::GET, "/<"));
-            let peer = stage.accept().await;
+            let mut peer = stage.accept().await;
+            // Empty SETTINGS.
+            peer.say("\0\0\0\x04\0\0\0\0\0").await;
             let error = outcome.await.unwrap().error();
             assert_eq!(error.kind, ErrorKind::Unsendable, "{error}");
             drop(peer);
+        });
+    }
+
+    /// Without SETTINGS there is no connection, however long the origin keeps it.
+    #[test]
+    fn an_origin_that_never_says_its_settings() {
+        play(async {
+            let stage = Stage::with(|s| {
+                s.http2 = Http2::PriorKnowledge;
+                s.connect_timeout = Duration::from_millis(50);
+            })
+            .await;
+            let outcome = stage.get("/");
+            let peer = stage.accept().await;
+            let error = outcome.await.unwrap().error();
+            assert_eq!(error.kind, ErrorKind::Timeout(Phase::Connect), "{error}");
+            peer.closed().await;
+            assert_eq!(stage.counters.open.load(Relaxed), 0);
         });
     }
 }
