@@ -123,6 +123,28 @@ async fn a_body_with_a_strong_validator_is_completed() {
     assert_eq!(origin.requests("/a"), 2);
 }
 
+/// The same where no length was announced: the answer with the rest says it.
+#[tokio::test]
+async fn a_chunked_body_with_a_strong_validator_is_completed() {
+    for has_ranges in [true, false] {
+        let origin = Origin::start().await;
+        let answer = || {
+            OriginAnswer::ok()
+                .generated(SIZE)
+                .cache_control("max-age=60")
+                .etag("\"1\"")
+                .ranges(has_ranges)
+        };
+        let cut = answer().chunked().lie(Lie::TruncatedChunked);
+        origin.get("/a").sequence([cut, answer()]);
+        let node = Node::start(&origin).await;
+        node.get("/a").await.is_whole("/a", SIZE);
+        let second = origin.last_request("/a");
+        assert_eq!(second.header("if-range"), Some("\"1\""));
+        assert_eq!(origin.requests("/a"), 2);
+    }
+}
+
 /// The rest is of another representation: nobody gets a mixture.
 #[tokio::test]
 async fn a_body_that_changed_half_way_is_cut() {

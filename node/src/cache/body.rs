@@ -199,6 +199,19 @@ impl Body {
         others.any(|other| !other.is_asking() && other.will_bring(at, u64::MAX))
     }
 
+    /// Whether the body may be so long, as another exchange with the same strong validator says. A
+    /// length that was not known is known from now on, unless a fill in flight is still to say it.
+    pub fn agree_on_length(&self, length: u64) -> bool {
+        if let Some(known) = self.object.length() {
+            return known == length;
+        }
+        let fills = self.fills.lock();
+        if !fills.iter().any(|fill| fill.span().end == u64::MAX) {
+            self.object.set_length(length);
+        }
+        true
+    }
+
     /// The fill in flight that will bring byte `at` within `distance`.
     fn fill_covering(&self, at: u64, distance: u64) -> Option<Arc<Fill>> {
         Self::covering(&self.fills.lock(), at, distance)
@@ -841,7 +854,9 @@ impl Reader {
         loop {
             if self.at >= self.end() {
                 self.joined = None;
-                return None;
+                // Said only after more than that had come.
+                let is_beyond = self.body.object.length().is_some_and(|end| self.at > end);
+                return is_beyond.then_some(Err(BodyError::Changed));
             }
             if let Some(bytes) = self.held().await {
                 self.at += bytes.len() as u64;

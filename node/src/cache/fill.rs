@@ -987,27 +987,34 @@ impl Refill {
             .send(&self.origin, request, &mut |_, _| {})
             .await;
         let response = response.map_err(|_| BodyError::Unreachable)?;
-        let length = self.stored.body.object.length();
+        let body = &self.stored.body;
         let same = validators.same_representation(&Validators::from_headers(&response.headers));
         match response.status {
             StatusCode::PARTIAL_CONTENT => {
                 let (span, complete) = partial_span(&response, asked).ok_or(BodyError::Protocol)?;
-                if !same || length != Some(complete) {
+                if body.object.length().is_none() && complete > self.store().largest_body() {
+                    return Err(BodyError::Missing);
+                }
+                if !same || !body.agree_on_length(complete) {
                     return Err(BodyError::Changed);
                 }
-                self.stored.body.learn_ranges(RangeSupport::Honoured);
+                body.learn_ranges(RangeSupport::Honoured);
                 writer.accept(span);
             }
             // An origin without ranges: all of it once more, of which the missing blocks are kept.
             StatusCode::OK if is_part(&response) => return Err(BodyError::Protocol),
-            StatusCode::OK if same && response.content_length.is_none_or(|n| Some(n) == length) => {
-                let body = &self.stored.body;
+            StatusCode::OK
+                if same
+                    && response
+                        .content_length
+                        .is_none_or(|n| body.agree_on_length(n)) =>
+            {
                 body.learn_ranges(RangeSupport::Ignored);
                 if body.is_brought_by_another(writer.fill(), span.start) {
                     // Its readers join the other, which is further on.
                     return Err(BodyError::Abandoned);
                 }
-                writer.accept(0..length.unwrap_or(u64::MAX));
+                writer.accept(0..body.object.length().unwrap_or(u64::MAX));
             }
             // The origin will not have this client, or nobody for now: that says nothing about what is stored.
             StatusCode::UNAUTHORIZED
