@@ -21,7 +21,7 @@ mod head;
 
 pub use body::{BodyDecoder, BodyError, Decoded};
 pub use head::{
-    HeadError, Preface, RequestHead, ResponseHead, TargetScheme, parse_request_head,
+    HeadError, Preface, RequestHead, ResponseHead, TargetScheme, is_target, parse_request_head,
     parse_response_head, preface,
 };
 

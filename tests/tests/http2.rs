@@ -198,7 +198,7 @@ async fn malformed_requests_are_refused() {
     let scheme = (":scheme", "http");
     let authority = (":authority", "a.example");
     let path = (":path", "/a");
-    let forms: [&[(&str, &str)]; 27] = [
+    let forms: [&[(&str, &str)]; 30] = [
         &[method, scheme, authority],
         &[scheme, authority, path],
         &[method, authority, path],
@@ -214,6 +214,9 @@ async fn malformed_requests_are_refused() {
             authority,
             (":path", "/a HTTP/1.1\r\nhost: b\r\n\r\n"),
         ],
+        &[method, scheme, authority, (":path", "/a\u{e9}")],
+        &[method, (":scheme", "ftp"), authority, path],
+        &[method, (":scheme", ""), authority, path],
         &[method, scheme, authority, path, (":path", "/b")],
         &[method, method, scheme, authority, path],
         &[method, scheme, authority, path, (":unknown", "x")],

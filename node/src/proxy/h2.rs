@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{self, HeaderValue};
+use http::uri::Scheme;
 use http::{HeaderMap, Method, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -33,6 +34,7 @@ use crate::proxy::{Proxy, respond};
 use crate::semantics::key;
 use crate::tasks::Tasks;
 use crate::telemetry::{BadRequest, Label, TimeoutPhase};
+use crate::wire;
 
 /// How often an idle connection is asked whether it lives, and how long it may take to say so.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -183,6 +185,10 @@ fn accept(
         Some(target) => Bytes::copy_from_slice(target.as_str().as_bytes()),
         None => return Err(malformed),
     };
+    let is_known_scheme = |scheme: &Scheme| [Scheme::HTTP, Scheme::HTTPS].contains(scheme);
+    if !wire::is_target(&target) || !head.uri.scheme().is_none_or(is_known_scheme) {
+        return Err(malformed);
+    }
     if target.first() != Some(&b'/') && !(head.method == Method::OPTIONS && target == "*") {
         return Err(malformed);
     }

@@ -677,13 +677,18 @@ pub(super) fn is_token(b: u8) -> bool {
 
 type SplitTarget = (Bytes, Option<Bytes>, Option<TargetScheme>);
 
+/// Whether every byte may stand in a request's target, whatever its form and the version: a raw byte
+/// above 0x7e or a fragment is in none (RFC 9112 §3.2, RFC 9113 §8.3.1).
+pub fn is_target(bytes: &[u8]) -> bool {
+    // Without an early end, so that it is done many bytes at a time.
+    let is_foreign = |bad, b: &u8| bad | (*b == b'#') | !b.is_ascii_graphic();
+    !bytes.iter().fold(false, is_foreign)
+}
+
 /// RFC 9112 §3.2: origin-form, absolute-form, or `*` for OPTIONS.
 fn split_target(head: &Bytes, path: &str, method: &Method) -> Result<SplitTarget, HeadError> {
     let bytes = path.as_bytes();
-    // A raw byte above 0x7e or a fragment is in no form of a target.
-    // Without an early end, so that it is done many bytes at a time.
-    let is_foreign = |bad, b: &u8| bad | (*b == b'#') | !b.is_ascii_graphic();
-    if bytes.iter().fold(false, is_foreign) {
+    if !is_target(bytes) {
         return Err(HeadError::Target("a byte that no target holds"));
     }
     if bytes[0] == b'/' {
