@@ -161,6 +161,23 @@ async fn a_slow_body_ends() {
     }
 }
 
+/// A body that comes as fast as it must, but not whole in time.
+#[tokio::test]
+async fn an_endless_body_is_408() {
+    let (origin, node) = stage(|limits| {
+        limits.request_timeout = SHORT;
+        limits.body_rate = 0;
+    })
+    .await;
+    let mut connection = node.connect().await;
+    connection
+        .send("POST /a HTTP/1.1\r\nhost: a.example\r\ncontent-length: 1000000\r\n\r\nhello")
+        .await;
+    connection.answer("POST").await.expect(408);
+    connection.is_closed().await;
+    origin.wait_open_connections(0).await;
+}
+
 const HTTP2_UPLOAD: [(&str, &str); 4] = [
     (":method", "POST"),
     (":scheme", "http"),
