@@ -5,8 +5,6 @@
 # The toolchain that the workspace is held to (Cargo.toml: rust-version).
 FROM rust:1.95-bookworm AS chef
 RUN cargo install cargo-chef --locked --version 0.1.78
-# Lines of the node's own code in a backtrace are worth less here than a small image; names of functions stay.
-ENV CARGO_PROFILE_RELEASE_STRIP=debuginfo
 WORKDIR /src
 
 # What the workspace depends on, in a file that changes only when that does.
@@ -19,9 +17,10 @@ COPY --from=planner /src/recipe.json recipe.json
 # A layer that stays for as long as the recipe does: all dependencies.
 RUN cargo chef cook --release --locked --package caje-node --bin caje-node --recipe-path recipe.json
 COPY . .
+# Stripped of lines of code, a quarter is left; the names of functions stay, for backtraces.
 RUN cargo build --release --locked --package caje-node --bin caje-node \
- && install -D target/release/caje-node /out/usr/local/bin/caje-node \
- && mkdir -p /out/var/cache/caje /out/var/lib/caje/manifest /out/etc/caje
+ && mkdir -p /out/cache/caje /out/lib/caje/manifest \
+ && strip --strip-debug -o /out/caje-node target/release/caje-node
 
 FROM flyio/litefs:0.5 AS litefs
 
@@ -34,7 +33,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* \
  && mkdir -p /data /litefs
 COPY --link --from=litefs /usr/local/bin/litefs /usr/local/bin/litefs
-COPY --link --from=builder /out/usr/local/bin/caje-node /usr/local/bin/caje-node
+COPY --link --from=builder /out/caje-node /usr/local/bin/caje-node
 COPY --link deploy/litefs.fly.yml /etc/litefs.yml
 ENV CAJE_CONFIG=/etc/caje/caje.toml
 EXPOSE 8080 9180 20202
@@ -43,7 +42,10 @@ ENTRYPOINT ["litefs", "mount"]
 
 # A node alone: the binary, the C library and nothing else; not root.
 FROM gcr.io/distroless/cc-debian12:nonroot AS runtime
-COPY --link --from=builder --chown=65532:65532 /out/ /
+COPY --link --from=builder /out/caje-node /usr/local/bin/caje-node
+# The folders that volumes are mounted on belong to the node: a new volume takes its owner from them.
+COPY --from=builder --chown=65532:65532 /out/cache/ /var/cache/
+COPY --from=builder --chown=65532:65532 /out/lib/ /var/lib/
 ENV CAJE_CONFIG=/etc/caje/caje.toml
 VOLUME ["/var/cache/caje"]
 EXPOSE 8080 9180
