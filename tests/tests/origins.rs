@@ -63,6 +63,24 @@ async fn http2_with_prior_knowledge() {
     assert_eq!(origin.last_request("/b").version, http::Version::HTTP_2);
 }
 
+/// An HTTP/2 connection that ends takes nothing with it: what is asked next goes out on another.
+#[tokio::test]
+async fn an_http2_connection_that_ended_is_replaced() {
+    let origin = Origin::builder().h2c(true).start().await;
+    let origin = origin.expect("start an origin");
+    origin.prefix("/").body("x");
+    let node = Node::with(&origin, |config| {
+        config.node.threads = 1.try_into().expect("not zero");
+        config.origins[0].http2 = Http2::PriorKnowledge;
+        config.origins[0].max_connections = 1;
+    })
+    .await;
+    for n in 0..3 {
+        node.get(&format!("/{n}")).await.says("x");
+        origin.kill_connections();
+    }
+}
+
 /// An origin that takes one request at a time on each connection: none is sent before it has said so.
 #[tokio::test]
 async fn an_http2_origin_may_take_one_request_at_a_time() {

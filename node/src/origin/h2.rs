@@ -44,8 +44,9 @@ pub(super) struct Connection {
     /// An exchange was begun on it.
     pub(super) used: Cell<bool>,
     idle_since: Cell<Instant>,
-    /// Hands requests to the connection, and knows what the origin has said of it.
-    driver: Rc<RefCell<Driver>>,
+    /// Hands requests to the connection, and knows what the origin has said of it. Gone when the
+    /// connection is: it holds the requests that nobody will take any more.
+    driver: Rc<RefCell<Option<Driver>>>,
 }
 
 type Driver = http2::Connection<TokioIo<Io>, UploadBody, LocalExec>;
@@ -109,17 +110,21 @@ impl Connection {
                     () = executor.0.moved.notified() => {}
                 }
             }
-            Ok((sender, Rc::new(RefCell::new(driver))))
+            Ok((sender, Rc::new(RefCell::new(Some(driver)))))
         };
         let (sender, driver) = tokio::time::timeout(settings.connect_timeout, opening)
             .await
             .map_err(|_| OriginError::timeout(Phase::Connect))??;
         let driven = Rc::clone(&driver);
         tokio::task::spawn_local(async move {
-            let driving = std::future::poll_fn(|cx| Pin::new(&mut *driven.borrow_mut()).poll(cx));
+            let driving = std::future::poll_fn(|cx| match &mut *driven.borrow_mut() {
+                Some(driver) => Pin::new(driver).poll(cx),
+                None => Poll::Ready(Ok(())),
+            });
             if let Err(error) = driving.await {
                 tracing::debug!(error = %describe(&error), "an HTTP/2 connection to an origin failed");
             }
+            drop(driven.take());
             drop(permit);
         });
         Ok(Rc::new(Self {
@@ -138,7 +143,8 @@ impl Connection {
 
     /// Streams that the origin allows at a time, as it said last.
     fn capacity(&self) -> usize {
-        self.driver.borrow().current_max_send_streams()
+        let driver = self.driver.borrow();
+        driver.as_ref().map_or(0, Driver::current_max_send_streams)
     }
 
     /// Whether one more exchange can begin at once.
