@@ -130,11 +130,12 @@ impl Progress {
         self.moved.set(self.moved.get() + bytes as u64);
     }
 
-    /// At the end of each window: enough has moved, and the next begins, or the peer is too slow.
-    fn poll_too_slow(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
+    /// At the end of each window: enough has moved, and the next begins, or the peer is too slow. A
+    /// window at whose end the peer was not waited for says nothing about it.
+    fn poll_too_slow(&self, cx: &mut Context<'_>, waited: bool) -> Poll<io::Error> {
         loop {
             ready!(self.deadline.poll_expired(cx));
-            if self.moved.get() < self.pace.least() {
+            if waited && self.moved.get() < self.pace.least() {
                 return Poll::Ready(io::ErrorKind::TimedOut.into());
             }
             self.start();
@@ -189,6 +190,8 @@ pub struct ClientIo {
     head_deadline: Deadline,
     /// When a request's body must have come whole.
     body_deadline: Deadline,
+    /// More of a body was asked for, and has not come.
+    awaits_body: Cell<bool>,
     at_end: Cell<bool>,
 }
 
@@ -211,6 +214,7 @@ impl ClientIo {
             writing: Progress::new(write_pace),
             head_deadline: Deadline::new(),
             body_deadline: Deadline::new(),
+            awaits_body: Cell::new(false),
             at_end: Cell::new(false),
         }
     }
@@ -252,18 +256,21 @@ impl ClientIo {
     /// Reads more of a body, at no less than the reading pace.
     pub fn poll_fill_paced(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(read) = self.poll_fill(cx) {
+            self.awaits_body.set(false);
             return Poll::Ready(read);
         }
+        let waited = self.awaits_body.replace(true);
         if self.body_deadline.poll_expired(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        let error = ready!(self.reading.poll_too_slow(cx));
+        let error = ready!(self.reading.poll_too_slow(cx, waited));
         Poll::Ready(Err(error))
     }
 
     /// A body begins, which must have come whole within `limit`.
     pub fn start_reading_body(&self, limit: Duration) {
         self.reading.start();
+        self.awaits_body.set(false);
         self.body_deadline.set(Some(Instant::now() + limit));
     }
 
@@ -330,7 +337,7 @@ impl ClientIo {
                     Poll::Pending => {
                         // Most writes are taken at once and need no deadline.
                         self.writing.start_if_stopped();
-                        let error = ready!(self.writing.poll_too_slow(cx));
+                        let error = ready!(self.writing.poll_too_slow(cx, true));
                         return Poll::Ready(Err(error));
                     }
                 };
