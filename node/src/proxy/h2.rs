@@ -43,6 +43,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Response bytes buffered for one stream before it has to be read.
 const SEND_BUFFER: usize = 256 << 10;
 
+/// Handed to a stream at a time, in bytes: the usual length of a frame (RFC 9113 §4.2).
+const PART_BYTES: usize = 16 << 10;
+
 /// Streams that a client may have reset and we not yet forgotten.
 const MAX_RESET_STREAMS: usize = 20;
 
@@ -378,6 +381,8 @@ type Step = (Body, Option<Result<origin::Frame, crate::cache::BodyError>>);
 
 enum Pieces {
     Ready(Body),
+    /// What is left of the piece that was read last comes first.
+    Left(Bytes, Body),
     Waiting(Pin<Box<dyn Future<Output = Step>>>),
 }
 
@@ -405,6 +410,21 @@ impl Outgoing {
 }
 
 impl Outgoing {
+    /// The next part of a piece. The client has [`Limits::write_timeout`](crate::proxy::Limits) for
+    /// each: of a whole block, slow clients of many streams would not take enough in that time.
+    fn part(&mut self, mut bytes: Bytes, body: Body) -> Frame<Bytes> {
+        let part = bytes.split_to(bytes.len().min(PART_BYTES));
+        self.pieces = Some(match bytes.is_empty() {
+            true => Pieces::Ready(body),
+            false => Pieces::Left(bytes, body),
+        });
+        if let Some((response, _)) = &mut self.report {
+            response.report.sent_bytes += part.len() as u64;
+        }
+        self.stream.blocked.set(Some(Instant::now()));
+        Frame::data(part)
+    }
+
     fn is_short(&self) -> bool {
         self.report.as_ref().is_some_and(|(response, _)| {
             let sent = response.report.sent_bytes;
@@ -435,6 +455,9 @@ impl http_body::Body for Outgoing {
         self.stream.blocked.set(None);
         let mut future = match self.pieces.take() {
             None => return Poll::Ready(None),
+            Some(Pieces::Left(bytes, body)) => {
+                return Poll::Ready(Some(Ok(self.part(bytes, body))));
+            }
             Some(Pieces::Waiting(future)) => future,
             Some(Pieces::Ready(mut body)) => Box::pin(async move {
                 let piece = body.next().await;
@@ -449,14 +472,7 @@ impl http_body::Body for Outgoing {
             }
         };
         match piece {
-            Some(Ok(origin::Frame::Data(bytes))) => {
-                if let Some((response, _)) = &mut self.report {
-                    response.report.sent_bytes += bytes.len() as u64;
-                }
-                self.pieces = Some(Pieces::Ready(body));
-                self.stream.blocked.set(Some(Instant::now()));
-                Poll::Ready(Some(Ok(Frame::data(bytes))))
-            }
+            Some(Ok(origin::Frame::Data(bytes))) => Poll::Ready(Some(Ok(self.part(bytes, body)))),
             Some(Ok(origin::Frame::Trailers(fields))) => {
                 self.pieces = Some(Pieces::Ready(body));
                 Poll::Ready(Some(Ok(Frame::trailers(fields))))
