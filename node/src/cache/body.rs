@@ -289,9 +289,9 @@ impl Kept {
 
 /// Where a block is that was just closed.
 enum Keeping {
-    /// The store has it, or it can be asked for again.
+    /// The store has it.
     Store,
-    /// Perhaps only in the memory tier, and it cannot be asked for again.
+    /// Perhaps only in the memory tier, which may drop it before it was read.
     Hold,
     /// Soon nowhere: readers have to come near.
     Window,
@@ -638,13 +638,12 @@ impl FillWriter {
         let is_large = length > self.store.memory_limit() / 8;
         if outgrows || object.is_gone() {
             Keeping::Window
-        } else if self.store.is_durable() {
+        } else if self.store.is_durable() && !object.is_without_place() {
             Keeping::Store
         } else if is_large {
             Keeping::Window
-        } else if self.body.joinable {
-            Keeping::Store
         } else {
+            // Also what could be asked for again: the memory tier may drop it as often as it comes.
             Keeping::Hold
         }
     }

@@ -44,6 +44,8 @@ pub struct Object {
     saved_use: AtomicU32,
     /// Blocks that wait to be written, so that the hot path need not look when there are none.
     unwritten: AtomicU32,
+    /// A block of it found no place on the disk.
+    without_place: AtomicBool,
     memory: Arc<Memory>,
     pub(super) shared: Weak<Shared>,
     pub(super) state: Mutex<State>,
@@ -168,6 +170,7 @@ impl Object {
             last_use: AtomicU32::new(0),
             saved_use: AtomicU32::new(0),
             unwritten: AtomicU32::new(0),
+            without_place: AtomicBool::new(false),
             memory,
             shared,
             state: Mutex::new(State::default()),
@@ -251,6 +254,15 @@ impl Object {
     /// Removed or evicted: no longer to be found, though those who hold it may read on.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
+    }
+
+    /// Whether a block of it found no place on the disk, and lives in memory as long as that has room.
+    pub fn is_without_place(&self) -> bool {
+        self.without_place.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_without_place(&self) {
+        self.without_place.store(true, Ordering::Relaxed);
     }
 
     /// Bytes of the body that are in the store.

@@ -161,6 +161,7 @@ impl Shared {
 
     /// The block will not be written: the memory tier has it as long as it has room.
     pub(super) fn keep_in_memory(&self, write: &Write) {
+        write.object.set_without_place();
         let mut state = write.object.state.lock();
         if is_waiting(write, state.slots.get(write.block.0)) {
             let bytes = write.frozen.len() as u32;
