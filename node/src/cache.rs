@@ -17,6 +17,7 @@ pub mod body;
 pub mod fill;
 pub mod head;
 pub mod inflight;
+pub mod purge;
 pub mod residency;
 
 use std::ops::Range;
@@ -26,20 +27,22 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
+use tokio::sync::Notify;
 
 use crate::block::BlockIndex;
 use crate::cache::fill::{Exchange, Fetcher, Led};
 use crate::cache::inflight::{FlightKey, Inflight, Kind, Outcome, Part};
-use crate::cache::residency::{Residency, Stored};
-use crate::clock;
+use crate::cache::purge::{Purge, Purged, Selector};
+use crate::cache::residency::{Residency, Standing, Stored};
+use crate::clock::{self, HybridClock};
 use crate::origin::{self, UpstreamResponse};
 use crate::semantics::asker;
 use crate::semantics::freshness::{Decision, Rules};
 use crate::semantics::key::CacheKey;
 use crate::store::Store;
-pub use crate::store::may_lend;
-use crate::telemetry::{Metrics, OriginId};
+use crate::telemetry::{Metrics, OriginId, PurgeMode};
 
+pub use crate::store::may_lend;
 pub use body::{BodyError, Reader};
 
 /// How long a key whose answer could not be shared is asked for without waiting for one another.
@@ -80,6 +83,10 @@ pub struct Cache {
     pub store: Store,
     pub residency: Arc<Residency>,
     pub inflight: Arc<Inflight>,
+    /// Stamps what is asked for, and purges.
+    pub clock: Arc<HybridClock>,
+    /// Told when there may be something to sweep.
+    pub sweeper: Arc<Notify>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -222,8 +229,16 @@ impl Cache {
             None => return miss(Forward::UriMiss, request, rules),
         };
         self.store.touch(&stored.body.object, now);
-        match stored.head.freshness.decide(request.headers, rules, now) {
-            _ if stored.is_outdated() => Lookup::Stale(stored),
+        let freshness = &stored.head.freshness;
+        let decision = match stored.standing() {
+            Standing::Good => freshness.decide(request.headers, rules, now),
+            Standing::StaleSince(since) => {
+                let freshness = freshness.stale_since(since);
+                freshness.decide(request.headers, rules, now)
+            }
+            Standing::Outdated => Decision::Validate,
+        };
+        match decision {
             Decision::Fresh | Decision::StaleAllowed => Lookup::Fresh(stored),
             Decision::StaleWhileRevalidate => Lookup::StaleWhileRevalidate(stored),
             Decision::Validate => Lookup::Stale(stored),
@@ -236,6 +251,81 @@ impl Cache {
     pub fn invalidate(&self, key: &CacheKey) -> usize {
         self.inflight.overtake(key.hash());
         self.residency.invalidate(key)
+    }
+
+    /// Removes what the selector is about, or makes it stale. From the moment this returns, nothing of it
+    /// is served that was asked for before, also after a crash; what is being sent goes on. Once polled,
+    /// it is applied, even if the future is dropped.
+    pub async fn purge(&self, selector: Selector, soft: bool) -> Purged {
+        let (matched, purge, written) = self.apply(selector, soft);
+        let matched = match (matched, purge.selector) {
+            (Some(matched), _) => matched,
+            (
+                None,
+                Selector::Prefix {
+                    scheme,
+                    authority,
+                    path,
+                },
+            ) => {
+                let (residency, before) = (self.residency.clone(), purge.stamp);
+                let count = move || residency.count_prefix(scheme, &authority, &path, before);
+                // It only fails with the runtime, and then nobody waits for the number.
+                tokio::task::spawn_blocking(count).await.unwrap_or_default()
+            }
+            (None, _) => 0,
+        };
+        let is_durable = written.await;
+        self.wake_sweeper(matched, soft);
+        Purged {
+            matched,
+            is_durable,
+        }
+    }
+
+    /// Applies a purge without waiting for the disk: as durable as an invalidation is. For what an answer
+    /// invalidates besides its URL (RFC 9875 §3).
+    pub fn purge_soon(&self, selector: Selector) -> u64 {
+        let (matched, ..) = self.apply(selector, false);
+        let matched = matched.unwrap_or_default();
+        self.wake_sweeper(matched, false);
+        matched
+    }
+
+    /// What was not stored yet is judged when it comes: only what was gives space back.
+    fn wake_sweeper(&self, matched: u64, soft: bool) {
+        if matched > 0 && !soft {
+            self.sweeper.notify_one();
+        }
+    }
+
+    fn apply(
+        &self,
+        selector: Selector,
+        soft: bool,
+    ) -> (
+        Option<u64>,
+        Purge,
+        impl Future<Output = bool> + Send + use<>,
+    ) {
+        let stamp = self.clock.tick();
+        let mode = if soft {
+            PurgeMode::Soft
+        } else {
+            PurgeMode::Hard
+        };
+        self.metrics.purges.increment((selector.label(), mode));
+        let purge = Purge {
+            selector,
+            soft,
+            stamp,
+        };
+        let (matched, rows) = self.residency.purge(&purge);
+        if let (false, Some(key)) = (soft, purge.selector.key()) {
+            // Those who ask from now on do not wait for an answer that they may not have.
+            self.inflight.overtake(key.hash());
+        }
+        (matched, purge, self.store.record_purges(rows))
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //!  main ── Node::start ─┬─ data thread 0..n   own listeners (SO_REUSEPORT), own ring, own origin pools
 //!                       ├─ store's threads    index, write-behind, eviction
+//!                       ├─ sweep thread       removes what was purged
 //!                       ├─ control thread     admin listener: metrics, health
 //!                       └─ access log's thread
 //!       ── reload ──────► settings are swapped as one; connections notice nothing
@@ -17,28 +18,33 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::LocalSet;
 
 use crate::cache::fill::Fetcher;
 use crate::cache::inflight::Inflight;
+use crate::cache::purge::{Purged, Selector};
 use crate::cache::residency::Residency;
 use crate::cache::{Cache, LocalCache};
+use crate::clock::HybridClock;
 use crate::config::{Config, Routes};
 use crate::origin::OriginPool;
 use crate::proxy::connection::accept;
-use crate::proxy::{self, Admission, Draining, Identity, Proxy};
+use crate::proxy::{self, Admission, Draining, Identity, MayPurge, Proxy};
 use crate::store::{self, Store, StoreEvents};
 use crate::tasks::Tasks;
 use crate::telemetry::{AccessLog, Metrics, NodeState, ReloadResult};
 
 /// Connections that wait to be accepted, on each listener.
 const BACKLOG: i32 = 4096;
+
+/// How much longer a sweep rests than it took, so that purges in a row take a tenth of a processor at most.
+const SWEEP_REST: u32 = 9;
 
 /// Why a node does not start. `main` exits with 2 for what trying again will not cure.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +71,9 @@ pub struct Node {
     phase: watch::Sender<Phase>,
     threads: Vec<JoinHandle<()>>,
     control: Option<JoinHandle<()>>,
+    sweeper: Option<JoinHandle<()>>,
     tasks: Arc<AtomicUsize>,
+    may_purge: MayPurge,
 }
 
 /// What the data threads are to do.
@@ -79,15 +87,20 @@ enum Phase {
 }
 
 impl Node {
-    /// Binds, opens the store and begins to serve. Blocks for as long as that takes.
+    /// Binds, opens the store and begins to serve. Blocks for as long as that takes. No client may purge.
     pub fn start(config: Config) -> Result<Node, StartError> {
+        Node::start_permitting(config, Arc::new(|_, _| false))
+    }
+
+    /// [`Node::start`], with clients who may purge.
+    pub fn start_permitting(config: Config, may_purge: MayPurge) -> Result<Node, StartError> {
         let threads = config.node.threads.get();
         let listeners = listeners(&config, threads)?;
         let admin = admin_listener(&config)?;
         let metrics = Arc::new(Metrics::new());
         let log = access_log(&config, &metrics)?;
         let cache = open_cache(&config, &metrics)?;
-        let settings = settings(&config, &metrics)?;
+        let settings = settings(&config, &metrics, &may_purge)?;
         let addresses = listeners[0]
             .iter()
             .filter_map(|listener| listener.local_addr().ok())
@@ -114,6 +127,12 @@ impl Node {
         let uses_rings = cache.store.health().io == "io_uring";
         let control = admin::start(admin, metrics, cache.store.clone(), phases.clone())
             .map_err(StartError::Thread)?;
+        let sweeper = {
+            let (cache, phases) = (cache.clone(), phases.clone());
+            let thread = thread::Builder::new().name("sweep".into());
+            let started = thread.spawn(move || sweep(&cache, phases));
+            started.map_err(StartError::Thread)?
+        };
         let mut running = Vec::with_capacity(threads);
         for (place, listeners) in listeners.into_iter().enumerate() {
             let thread = DataThread {
@@ -140,7 +159,9 @@ impl Node {
             phase,
             threads: running,
             control: Some(control),
+            sweeper: Some(sweeper),
             tasks,
+            may_purge,
         })
     }
 
@@ -161,6 +182,11 @@ impl Node {
         &self.cache.store
     }
 
+    /// Purges on this node, as [`Cache::purge`] says. Needs a tokio runtime.
+    pub async fn purge(&self, selector: Selector, soft: bool) -> Purged {
+        self.cache.purge(selector, soft).await
+    }
+
     /// Tasks that live on the data threads.
     pub fn live_tasks(&self) -> usize {
         self.tasks.load(Ordering::Relaxed)
@@ -170,7 +196,7 @@ impl Node {
     /// restart can change. On an error nothing has changed.
     pub fn reload(&self, config: Config) -> Result<Vec<&'static str>, StartError> {
         let metrics = self.metrics();
-        let settings = settings(&config, metrics).inspect_err(|_| {
+        let settings = settings(&config, metrics, &self.may_purge).inspect_err(|_| {
             metrics.config_reloads.increment(ReloadResult::Failed);
         })?;
         self.shared.settings.store(Arc::new(settings));
@@ -221,8 +247,8 @@ impl Node {
             let _ = thread.join();
         }
         self.phase.send_replace(Phase::Ended);
-        if let Some(control) = self.control.take() {
-            let _ = control.join();
+        for thread in [self.control.take(), self.sweeper.take()] {
+            let _ = thread.map(JoinHandle::join);
         }
         block_on(self.cache.store.flush());
         self.shared.log.close();
@@ -369,13 +395,42 @@ fn open_cache(config: &Config, metrics: &Arc<Metrics>) -> Result<Cache, StartErr
     let residency = Arc::new(Residency::new(store.clone()));
     // Set once, just made.
     let _ = slot.set(Arc::downgrade(&residency));
-    residency.recover(recovered);
+    let clock = HybridClock::new();
+    clock.witness(residency.recover(&store.take_purges(), recovered));
     Ok(Cache {
         store,
         residency,
         inflight: Arc::new(Inflight::default()),
+        clock: Arc::new(clock),
+        sweeper: Arc::new(Notify::new()),
         metrics: metrics.clone(),
     })
+}
+
+/// Gives back the space of what was purged, whenever there was a purge, until the data threads have ended.
+fn sweep(cache: &Cache, mut phases: watch::Receiver<Phase>) {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+    else {
+        tracing::error!("what is purged keeps its space until it is asked for");
+        return;
+    };
+    let rounds = async {
+        loop {
+            cache.sweeper.notified().await;
+            let began = Instant::now();
+            let removed = cache.residency.sweep();
+            tracing::debug!(removed, "swept what was purged");
+            tokio::time::sleep(began.elapsed() * SWEEP_REST).await;
+        }
+    };
+    runtime.block_on(async {
+        tokio::select! {
+            _ = phases.wait_for(|phase| *phase == Phase::Ended) => {}
+            () = rounds => {}
+        }
+    });
 }
 
 fn access_log(config: &Config, metrics: &Arc<Metrics>) -> Result<AccessLog, StartError> {
@@ -398,7 +453,11 @@ fn identity(config: &Config) -> Identity {
     }
 }
 
-fn settings(config: &Config, metrics: &Metrics) -> Result<proxy::Settings, StartError> {
+fn settings(
+    config: &Config,
+    metrics: &Metrics,
+    may_purge: &MayPurge,
+) -> Result<proxy::Settings, StartError> {
     let rules = config
         .origin_rules(metrics)
         .map_err(|error| StartError::Origin(error.to_string()))?;
@@ -409,6 +468,7 @@ fn settings(config: &Config, metrics: &Metrics) -> Result<proxy::Settings, Start
         origins: rules,
         route: Box::new(move |host, target| routes.find(host, target)),
         trusts: Box::new(move |address| trusted.iter().any(|cidr| cidr.contains(address))),
+        may_purge: may_purge.clone(),
     })
 }
 

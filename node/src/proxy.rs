@@ -7,6 +7,7 @@
 //! answer ─┬─ GET, HEAD ─► cache.lookup ─┬─ usable ──────────► deliver
 //!         │                             └─ fetch ─┬─ stored ► deliver
 //!         │                                       └─ not ───► passed on, cut to the client's range
+//!         ├─ PURGE, by who may ─► purged
 //!         └─ all else ──► streamed both ways, invalidates ──► passed on, or tunnelled after 101
 //! ```
 //!
@@ -40,6 +41,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 
 use crate::cache::fill::complete_head;
+use crate::cache::purge::Selector;
 use crate::cache::residency::Stored;
 use crate::cache::{self, Failure};
 use crate::cache::{Answer, Forward, How, LocalCache, Lookup, OriginRules, UpstreamFields, Wanted};
@@ -49,7 +51,7 @@ use crate::proxy::message::{Body, ClientBody, Interims, Report, Request, Respons
 use crate::semantics::hop::{self, Forwarded, MaxForwards};
 use crate::semantics::key::CacheKey;
 use crate::semantics::range::{self, RangeSpec, Ranges};
-use crate::semantics::{conditional, freshness};
+use crate::semantics::{conditional, freshness, tags};
 use crate::telemetry::{AccessLog, BadRequest, Metrics, TimeoutPhase};
 use crate::wire::{self, HeadError};
 
@@ -75,6 +77,9 @@ pub struct Limits {
 /// Chooses an origin by host (lower case, no port) and target.
 pub type Router = Box<dyn Fn(&str, &[u8]) -> Option<usize> + Send + Sync>;
 
+/// Whether a request with these fields, from this peer, may purge by the method `PURGE`.
+pub type MayPurge = Arc<dyn Fn(&HeaderMap, IpAddr) -> bool + Send + Sync>;
+
 /// What a reload can change, swapped as one.
 pub struct Settings {
     pub limits: Limits,
@@ -83,6 +88,7 @@ pub struct Settings {
     pub route: Router,
     /// Peers whose forwarding fields are extended rather than replaced.
     pub trusts: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
+    pub may_purge: MayPurge,
 }
 
 /// How this node names itself.
@@ -141,6 +147,12 @@ impl LocalSettings {
     }
 }
 
+/// The method that removes from the cache.
+const PURGE: &str = "PURGE";
+
+/// Request fields that make a purge a soft one, with the value 1.
+const SOFT_PURGE: [&str; 2] = ["caje-soft-purge", "fastly-soft-purge"];
+
 /// How often a request starts over because what was stored turned out to have changed.
 const MAX_ATTEMPTS: usize = 3;
 
@@ -183,7 +195,7 @@ impl Proxy {
     /// [`Proxy::answer`].
     pub fn answer_at_once(&self, request: &Rc<Request>) -> Result<Response, Pending> {
         let settings = self.settings();
-        if let Some(refusal) = self.refusal(request) {
+        if let Some(refusal) = self.refusal(request, &settings.shared) {
             return Ok(refusal.respond(Report::of(request, None)));
         }
         let host = host_of(&request.authority);
@@ -192,7 +204,11 @@ impl Proxy {
         };
         let origin = &settings.origins[place];
         if !is_cacheable_form(request) {
-            return Err(Pending::Pass(settings.route_to(origin, request)));
+            let route = settings.route_to(origin, request);
+            return Err(match request.method.as_str() {
+                PURGE => Pending::Purge(route),
+                _ => Pending::Pass(route),
+            });
         }
         let ranges = match request.method {
             Method::GET => range::parse(&request.headers, settings.shared.limits.max_ranges),
@@ -232,25 +248,31 @@ impl Proxy {
     ) -> Response {
         let origin = match &pending {
             Pending::Cacheable(question, _) => question.route.origin.clone(),
-            Pending::Pass(route) => route.origin.clone(),
+            Pending::Pass(route) | Pending::Purge(route) => route.origin.clone(),
         };
         let awaited = Awaited::new(self, &request, &origin);
         let response = match pending {
             Pending::Cacheable(question, found) => self.cached(*question, found).await,
             Pending::Pass(route) => self.pass(&request, body, &route).await,
+            Pending::Purge(route) => self.purge(&request, &route).await,
         };
         awaited.end();
         response
     }
 
     /// Requests that are answered here, whatever origin they are for.
-    fn refusal(&self, request: &Request) -> Option<respond::Refusal> {
+    fn refusal(&self, request: &Request, settings: &Settings) -> Option<respond::Refusal> {
         if hop::cdn_loop_contains(&request.headers, &self.shared.identity.cdn_id) {
             self.shared.metrics.bad_requests.increment(BadRequest::Loop);
             return Some(respond::loop_detected());
         }
-        // What removes stored responses is for operators, on a listener of its own.
-        if request.method == Method::TRACE || matches!(request.method.as_str(), "PURGE" | "BAN") {
+        // Who may not purge is not told that others may.
+        let may_not = match request.method.as_str() {
+            "TRACE" | "BAN" => true,
+            PURGE => !(settings.may_purge)(&request.headers, request.client.address),
+            _ => false,
+        };
+        if may_not {
             return Some(respond::method_not_allowed());
         }
         if request.method == Method::OPTIONS
@@ -259,6 +281,35 @@ impl Proxy {
             return Some(respond::options_here());
         }
         None
+    }
+
+    /// Purges the tags that `Surrogate-Key` names, else the target; softly if a field says so.
+    async fn purge(&self, request: &Rc<Request>, route: &Route) -> Response {
+        let is_soft = SOFT_PURGE
+            .iter()
+            .any(|name| request.headers.get(*name).is_some_and(|value| value == "1"));
+        let mut selectors: Vec<Selector> = tags::named_tags(&request.headers)
+            .into_iter()
+            .map(|tag| Selector::Tag(tag.into_vec().into()))
+            .collect();
+        if !request.headers.contains_key("surrogate-key") {
+            selectors.push(Selector::Url {
+                scheme: request.client.scheme,
+                authority: request.authority.clone(),
+                target: request.target.clone(),
+            });
+        }
+        let (mut matched, mut is_durable) = (0, true);
+        for selector in selectors {
+            let purged = self.cache.shared.purge(selector, is_soft).await;
+            matched += purged.matched;
+            is_durable &= purged.is_durable;
+        }
+        respond::purged(
+            matched,
+            is_durable,
+            Report::of(request, Some(&route.origin)),
+        )
     }
 
     /// The long way: whatever a lookup finds, until there is an answer.
@@ -434,7 +485,16 @@ impl Proxy {
         for (authority, target) in targets {
             removed += cache.invalidate(&CacheKey::new(scheme, &authority, &target));
         }
-        self.shared.metrics.invalidations.add((), removed as u64);
+        // RFC 9875 §3: groups of the origin that was asked, and of no other.
+        let mut removed = removed as u64;
+        for group in tags::invalidated_groups(response) {
+            removed += cache.purge_soon(Selector::Group {
+                scheme,
+                authority: request.authority.clone(),
+                group: group.into_vec().into(),
+            });
+        }
+        self.shared.metrics.invalidations.add((), removed);
     }
 
     /// An uncacheable answer to a cacheable question: cut to the client's range and conditions.
@@ -496,6 +556,8 @@ pub enum Pending {
     Cacheable(Box<Question>, Option<(Arc<Stored>, How)>),
     /// The cache has no part in it.
     Pass(Route),
+    /// By somebody who may.
+    Purge(Route),
 }
 
 /// An answer that a client waits for. Dropped before its end, the client has left.

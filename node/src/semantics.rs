@@ -11,5 +11,6 @@ pub mod freshness;
 pub mod hop;
 pub mod key;
 pub mod range;
+pub mod tags;
 pub mod update;
 pub mod vary;

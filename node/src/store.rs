@@ -154,6 +154,15 @@ pub struct Recovered {
     pub last_use: SystemTime,
 }
 
+/// What is known of a selector's purges, as bytes of which the store promises the same as of a key's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PurgeRow {
+    pub selector: Box<[u8]>,
+    /// The stamps of its last hard and soft purge, 0 for none. With neither, the row is deleted.
+    pub hard: u64,
+    pub soft: u64,
+}
+
 /// Why there is no store.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -315,6 +324,8 @@ struct Shared {
     /// Bytes of present blocks that no disk holds.
     memory_only_bytes: AtomicU64,
     jobs: mpsc::UnboundedSender<Job>,
+    /// Found at the start, until somebody takes them.
+    purges: Mutex<Vec<PurgeRow>>,
     /// Whether the writer thread has been asked to evict and has not begun.
     evict_asked: AtomicBool,
     events: StoreEvents,
@@ -405,11 +416,13 @@ impl Store {
         let mut rows = Vec::new();
         let mut dropped = 0;
         let mut last_body = 0u64;
+        let mut purges = Vec::new();
         let mut connection = None;
         let disk = opened.map(|(directory, scan)| {
             rows = scan.rows;
             dropped = scan.dropped;
             last_body = scan.last_body;
+            purges = scan.purges;
             connection = Some(directory.index);
             let read_budget = (settings.memory_bytes / 4).clamp(4 << 20, 64 << 20);
             Disk {
@@ -453,6 +466,7 @@ impl Store {
             dirty_freed: Notify::new(),
             memory_only_bytes: AtomicU64::new(0),
             jobs,
+            purges: Mutex::new(purges),
             evict_asked: AtomicBool::new(false),
             events,
         });
@@ -562,6 +576,28 @@ impl Store {
     /// found after a restart. The row follows within [`Settings::index_delay`].
     pub fn publish(&self, object: &Arc<Object>, key: &[u8], head: Box<[u8]>) {
         self.shared().publish(object, key.into(), head);
+    }
+
+    /// The purges that were recorded before the start. Given out once.
+    pub fn take_purges(&self) -> Vec<PurgeRow> {
+        std::mem::take(&mut *self.shared().purges.lock())
+    }
+
+    /// Writes rows about purges, in the place of those with the same selectors. They are on their way when
+    /// this returns; the future tells whether they reached the disk itself, not only the machine's memory.
+    /// Without a disk they do not.
+    pub fn record_purges(&self, rows: Vec<PurgeRow>) -> impl Future<Output = bool> + Send + use<> {
+        let answered = self.shared().disk.as_ref().map(|disk| {
+            let (answer, answered) = oneshot::channel();
+            disk.index.send(Message::Purge { rows, answer });
+            answered
+        });
+        async move {
+            match answered {
+                Some(answered) => answered.await.unwrap_or(false),
+                None => false,
+            }
+        }
     }
 
     /// Notes a use, for eviction.

@@ -23,7 +23,7 @@ mod sharded;
 pub use access_log::{AccessLog, Format, Record, Sink};
 pub use label::{
     BadRequest, CacheResult, DiskState, Dropped, FillFailure, IoEngine, Label, Labels, NodeState,
-    OriginId, OriginOutcome, Refused, ReloadResult, StaleReason, StatusClass, StoreOperation, Tier,
-    TimeoutPhase, Uncacheable, Validation, Version,
+    OriginId, OriginOutcome, PurgeMode, PurgeSelector, Refused, ReloadResult, StaleReason,
+    StatusClass, StoreOperation, Tier, TimeoutPhase, Uncacheable, Validation, Version,
 };
 pub use metrics::{Counter, Gauge, Held, Histogram, Metrics, Sampled};

@@ -12,6 +12,7 @@ mod litefs;
 mod operations;
 mod origins;
 mod proxying;
+mod purge;
 mod ranges;
 mod sharing;
 mod stale;

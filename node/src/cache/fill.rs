@@ -28,14 +28,14 @@ use tokio::sync::oneshot;
 
 use crate::block::BlockSize;
 use crate::cache::body::{Body, BodyError, Bringer, Fill, FillWriter, RangeSupport};
-use crate::cache::head::Head;
+use crate::cache::head::{self, Head};
 use crate::cache::inflight::{Lead, Outcome};
-use crate::cache::residency::{Insertion, Stored};
+use crate::cache::residency::{Insertion, Standing, Stored};
 use crate::cache::{
     Cache, Failure, OriginRules, Passed, Request, StaleReason, UNSHAREABLE_SECS, UpstreamFields,
     Wanted, Window,
 };
-use crate::clock;
+use crate::clock::{self, Stamp};
 use crate::origin::{
     ErrorKind, Frame, OriginError, OriginPool, ResponseBody, UpstreamRequest, UpstreamResponse,
 };
@@ -72,6 +72,8 @@ pub struct Exchange {
     origin: Rc<OriginRules>,
     stale: Option<Arc<Stored>>,
     lead: Lead,
+    /// Before the question was sent: a purge that is later is about its answer too.
+    began: Stamp,
     interim: Option<Rc<dyn Fn(StatusCode, HeaderMap)>>,
     /// `None` where the fill is to go on though nobody reads it.
     linger: Option<Duration>,
@@ -126,6 +128,7 @@ impl Exchange {
             origin: request.origin.clone(),
             stale,
             lead,
+            began: Stamp::default(),
             interim: upstream.interim.clone(),
         }
     }
@@ -266,6 +269,7 @@ impl Fetcher {
     ) -> (Led, Rest) {
         let asked = exchange.asked(self.cache.store.block_size());
         let request = exchange.upstream_request(asked.as_ref());
+        exchange.began = self.cache.clock.tick();
         let sent_at = clock::now();
         let interim = exchange.interim.take();
         let mut on_interim = |status, headers| {
@@ -290,10 +294,22 @@ impl Fetcher {
         let outcome = match outcome(&led, exchange.lead.is_for_one_asker()) {
             Outcome::Failed(failure) => Outcome::Failed(failure),
             _ if exchange.lead.mark().is_overtaken() => Outcome::Overtaken,
+            outcome if self.is_purged(&outcome) => Outcome::Overtaken,
             outcome => outcome,
         };
         exchange.lead.resolve(outcome);
         (led, rest)
+    }
+
+    /// Whether a purge came while it was asked for: those who wait may have asked after the purge.
+    fn is_purged(&self, outcome: &Outcome) -> bool {
+        match outcome {
+            Outcome::Stored(stored) | Outcome::ToValidate(stored) => {
+                self.cache.residency.is_gone(stored) || stored.standing() != Standing::Good
+            }
+            Outcome::Stale(stored, ..) => self.cache.residency.is_gone(stored),
+            Outcome::GoAlone | Outcome::Overtaken | Outcome::Failed(_) => false,
+        }
     }
 
     /// Sends one request to an origin, and counts how it went.
@@ -350,7 +366,13 @@ impl Fetcher {
             ErrorSituation::Unreachable => StaleReason::Unreachable,
             ErrorSituation::ServerError => StaleReason::IfError,
         };
-        let freshness = &stored.head.freshness;
+        if self.cache.residency.is_gone(&stored) {
+            return None;
+        }
+        let freshness = match stored.standing() {
+            Standing::StaleSince(since) => &stored.head.freshness.stale_since(since),
+            Standing::Good | Standing::Outdated => &stored.head.freshness,
+        };
         freshness
             .may_serve_stale_on_error(situation, &exchange.origin.caching, clock::now())
             .then_some(Led::Stale {
@@ -482,7 +504,8 @@ impl Fetcher {
             // What is stored is the whole: an answer with a part says its own range.
             headers.remove(header::CONTENT_RANGE);
         }
-        let head = Head::new(status, headers, freshness, vary, variant);
+        let asked = head::Asked::at(exchange.began);
+        let head = Head::new(status, headers, freshness, vary, variant, asked);
         let announced = match span {
             Some((span, _)) => Some(span.end - span.start),
             None => response.content_length,
@@ -512,7 +535,7 @@ impl Fetcher {
         &self,
         exchange: &Exchange,
         asked: Option<Asked>,
-        head: Head,
+        mut head: Head,
         response: UpstreamResponse,
         span: Option<(Range<u64>, u64)>,
     ) -> (Led, Rest) {
@@ -537,7 +560,10 @@ impl Fetcher {
         });
         // Bytes of the same representation are joined to those that are here already.
         let body = match previous {
-            Some(stale) => stale.body.clone(),
+            Some(stale) => {
+                head.asked = stale.head.asked.again(exchange.began);
+                stale.body.clone()
+            }
             None => {
                 let object = store.create();
                 if let Some(length) = length {
@@ -560,7 +586,10 @@ impl Fetcher {
         let writer = is_new.then(|| FillWriter::new(store.clone(), body.clone(), fill));
         let stored = Stored::new(exchange.key.clone(), head, body);
         let residency = &self.cache.residency;
-        if residency.insert(stored.clone(), exchange.lead.mark()) == Insertion::Overtaken {
+        let before = previous.map(|stale| &**stale);
+        let inserted = residency.insert(stored.clone(), before, exchange.lead.mark());
+        if inserted == Insertion::Overtaken {
+            self.overtake_purged(exchange);
             self.cache.metrics.uncacheable.increment(Uncacheable::Other);
             return pass(response, window, Some("invalidated"));
         }
@@ -625,29 +654,42 @@ impl Fetcher {
             self.cache.residency.remove(stale);
             return None;
         };
-        let stored = self.with_head(stale, headers, freshness, &exchange.request);
+        let stored = self.with_head(exchange, stale, headers, freshness);
         let mark = exchange.lead.mark();
-        let inserted = self.cache.residency.insert(stored.clone(), mark);
+        let residency = &self.cache.residency;
+        let inserted = residency.insert(stored.clone(), Some(stale), mark);
+        if inserted == Insertion::Overtaken {
+            self.overtake_purged(exchange);
+        }
         if inserted == Insertion::Done && stored.body.object.is_complete() {
             self.cache.residency.persist(&stored);
         }
         Some(stored)
     }
 
+    /// What was asked has been purged since, whatever its key: those who wait ask anew, together.
+    fn overtake_purged(&self, exchange: &Exchange) {
+        // After an invalidation they do already, and another flight may be under way.
+        if !exchange.lead.mark().is_overtaken() {
+            self.cache.inflight.overtake(exchange.key.hash());
+        }
+    }
+
     fn with_head(
         &self,
+        exchange: &Exchange,
         stale: &Stored,
         headers: HeaderMap,
         freshness: Freshness,
-        request: &HeaderMap,
     ) -> Arc<Stored> {
         let vary = VarySpec::from_headers(&headers);
         let variant = if vary == stale.head.vary {
             stale.head.variant.clone()
         } else {
-            vary.key_for(request)
+            vary.key_for(&exchange.request)
         };
-        let head = Head::new(stale.head.status, headers, freshness, vary, variant);
+        let asked = stale.head.asked.again(exchange.began);
+        let head = Head::new(stale.head.status, headers, freshness, vary, variant, asked);
         Stored::new(stale.key.clone(), head, stale.body.clone())
     }
 

@@ -7,12 +7,44 @@ use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use crate::clock::Stamp;
 use crate::semantics::conditional::Validators;
 use crate::semantics::freshness::Freshness;
+use crate::semantics::tags::Tags;
 use crate::semantics::vary::{VariantKey, VarySpec};
 
 /// First bytes of an encoded head; another version is not read, and its response is a miss.
-const FORMAT: [u8; 4] = *b"cjh1";
+const FORMAT: [u8; 4] = *b"cjh2";
+
+/// The version before, without [`Asked`]: read as asked for before anything else happened.
+const FORMAT_1: [u8; 4] = *b"cjh1";
+
+/// When an origin was asked for what is stored, by the node's hybrid clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// For the bytes, the oldest if they came from several exchanges.
+    pub filled: Stamp,
+    /// For the fields: later than `filled` when it was validated since.
+    pub validated: Stamp,
+}
+
+impl Asked {
+    /// Both in one exchange.
+    pub fn at(stamp: Stamp) -> Asked {
+        Asked {
+            filled: stamp,
+            validated: stamp,
+        }
+    }
+
+    /// The same bytes, confirmed or added to by a question at `stamp`.
+    pub fn again(self, stamp: Stamp) -> Asked {
+        Asked {
+            filled: self.filled.min(stamp),
+            validated: stamp,
+        }
+    }
+}
 
 pub struct Head {
     pub status: StatusCode,
@@ -22,11 +54,15 @@ pub struct Head {
     pub validators: Validators,
     pub vary: VarySpec,
     pub variant: VariantKey,
+    pub asked: Asked,
+    /// What it can be purged by, besides its URL.
+    pub tags: Tags,
     /// The delivered fields as HTTP/1 lines, each ended by CRLF.
     lines: Bytes,
 }
 
-/// What stands in the index: postcard after [`FORMAT`], guarded by the row's own checksum.
+/// What stands in the index: postcard after [`FORMAT`], followed by [`Asked`], guarded by the row's own
+/// checksum.
 #[derive(Serialize, Deserialize)]
 struct Record {
     status: u16,
@@ -43,15 +79,18 @@ impl Head {
         freshness: Freshness,
         vary: VarySpec,
         variant: VariantKey,
+        asked: Asked,
     ) -> Head {
         Head {
             status,
             lines: encode_lines(&headers),
             validators: Validators::from_headers(&headers),
+            tags: Tags::from_headers(&headers),
             headers,
             freshness,
             vary,
             variant,
+            asked,
         }
     }
 
@@ -101,12 +140,17 @@ impl Head {
         };
         // Serialising plain owned data into memory has no way to fail; an empty head is refused on reading.
         postcard::to_extend(&record, FORMAT.to_vec())
+            .and_then(|bytes| postcard::to_extend(&self.asked, bytes))
             .unwrap_or_default()
             .into_boxed_slice()
     }
 
     pub fn decode(bytes: &[u8]) -> Option<Head> {
-        let record: Record = postcard::from_bytes(bytes.strip_prefix(&FORMAT)?).ok()?;
+        let (record, asked): (Record, Asked) = match bytes.split_first_chunk()? {
+            (&FORMAT, rest) => postcard::from_bytes(rest).ok()?,
+            (&FORMAT_1, rest) => (postcard::from_bytes(rest).ok()?, Asked::default()),
+            _ => return None,
+        };
         let mut headers = HeaderMap::with_capacity(record.headers.len());
         for (name, value) in record.headers {
             let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
@@ -118,6 +162,7 @@ impl Head {
             record.freshness,
             record.vary,
             record.variant,
+            asked,
         ))
     }
 
@@ -139,4 +184,50 @@ fn encode_lines(headers: &HeaderMap) -> Bytes {
         lines.put_slice(b"\r\n");
     }
     lines.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::semantics::freshness::{Rules, storable};
+
+    fn head(asked: Asked) -> Head {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=9"));
+        headers.insert("surrogate-key", HeaderValue::from_static("a b"));
+        let request = HeaderMap::new();
+        let now = crate::clock::now();
+        let freshness = storable(
+            &http::Method::GET,
+            &request,
+            StatusCode::OK,
+            &headers,
+            &Rules::default(),
+            now,
+            now,
+        );
+        let freshness = freshness.expect("a storable answer");
+        let vary = VarySpec::from_headers(&headers);
+        let variant = vary.key_for(&request);
+        Head::new(StatusCode::OK, headers, freshness, vary, variant, asked)
+    }
+
+    #[test]
+    fn when_it_was_asked_for_survives() {
+        let asked = Asked::at(Stamp(5)).again(Stamp(7));
+        let read = Head::decode(&head(asked).encode()).expect("a head");
+        assert_eq!(read.asked, asked);
+        assert_eq!(read.tags.tags.len(), 2);
+    }
+
+    /// As the version before wrote it: the record, and nothing of when.
+    #[test]
+    fn an_older_head_was_asked_for_before_all_else() {
+        let written = head(Asked::default()).encode();
+        let record = &written[FORMAT.len()..written.len() - 2];
+        let read = Head::decode(&[&FORMAT_1, record].concat()).expect("a head");
+        assert_eq!(read.asked, Asked::default());
+        assert_eq!(read.tags.tags.len(), 2);
+        assert!(Head::decode(&[b"cjh0", record].concat()).is_none());
+    }
 }

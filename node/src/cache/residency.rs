@@ -13,9 +13,12 @@
 //! - The full key is compared, never only its hash.
 //! - A response that left the list has left the store: its row goes first, its extents when the last
 //!   reader is done.
+//! - What a hard purge is about is not put into the list, and not given out of it: it is taken out when it
+//!   is met, or when a sweep comes by.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use http::HeaderMap;
@@ -23,12 +26,17 @@ use parking_lot::Mutex;
 
 use crate::cache::body::Body;
 use crate::cache::head::Head;
-use crate::semantics::key::{CacheKey, DigestHashing};
+use crate::cache::purge::{Ledger, Purge, Purges, Verdict};
+use crate::clock::Stamp;
+use crate::semantics::key::{CacheKey, DigestHashing, Scheme};
 use crate::semantics::vary::VariantKey;
-use crate::store::{Object, Recovered, Store};
+use crate::store::{Object, PurgeRow, Recovered, Store};
 
 /// Variants kept of one resource: a response that varies by something unbounded must not fill the index.
 const MAX_VARIANTS: usize = 64;
+
+/// Resources that a sweep looks at before it lets others run.
+const SWEEP_BATCH: usize = 1024;
 
 /// Resources remembered as not worth waiting for, and for how long.
 const MAX_UNSHAREABLE: usize = 65_536;
@@ -38,8 +46,22 @@ pub struct Stored {
     pub key: CacheKey,
     pub head: Head,
     pub body: Arc<Body>,
-    /// Made stale before its time by an operator or an unsafe method.
-    outdated: AtomicBool,
+    /// When it was made stale before its time, by a HEAD or a soft purge: a stamp, or 0.
+    outdated: AtomicU64,
+    /// Whether it may be used stale within the windows that follow that time.
+    validates_always: AtomicBool,
+    /// The generation of purges that it was last held against.
+    seen: AtomicU64,
+}
+
+/// How a stored response stands, apart from its freshness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Good,
+    /// Purged softly: stale since then at the latest.
+    StaleSince(SystemTime),
+    /// To be validated, whatever its freshness says.
+    Outdated,
 }
 
 impl Stored {
@@ -48,7 +70,9 @@ impl Stored {
             key,
             head,
             body,
-            outdated: AtomicBool::new(false),
+            outdated: AtomicU64::new(0),
+            validates_always: AtomicBool::new(false),
+            seen: AtomicU64::new(0),
         })
     }
 
@@ -63,11 +87,25 @@ impl Stored {
 
     /// From now on it has to be validated, whatever its freshness says.
     pub fn outdate(&self) {
-        self.outdated.store(true, Ordering::Relaxed);
+        self.validates_always.store(true, Ordering::Relaxed);
+        self.outdated.store(1, Ordering::Release);
     }
 
-    pub fn is_outdated(&self) -> bool {
-        self.outdated.load(Ordering::Relaxed)
+    /// From now on it is stale, and has been since a soft purge.
+    fn soften(&self, since: Stamp) {
+        // The first counts: it is the one from which its windows run.
+        let _ = self
+            .outdated
+            .compare_exchange(0, since.0, Ordering::Release, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub fn standing(&self) -> Standing {
+        match self.outdated.load(Ordering::Acquire) {
+            0 => Standing::Good,
+            _ if self.validates_always.load(Ordering::Relaxed) => Standing::Outdated,
+            since => Standing::StaleSince(Stamp(since).time()),
+        }
     }
 }
 
@@ -92,7 +130,7 @@ impl Mark {
 #[must_use]
 pub enum Insertion {
     Done,
-    /// Its key was invalidated since it was asked for. It is removed from the store.
+    /// Its key was invalidated, or it was purged, since it was asked for. It is removed from the store.
     Overtaken,
 }
 
@@ -133,7 +171,8 @@ pub struct Residency {
     resources: papaya::HashMap<[u8; 32], Arc<Resource>, DigestHashing>,
     /// The key of each body that the store may give up by itself.
     owners: papaya::HashMap<u64, CacheKey>,
-    changes: Mutex<()>,
+    purges: Purges,
+    changes: Mutex<Ledger>,
     /// Keys whose last answer could not be shared, until when (seconds of the node's clock).
     unshareable: quick_cache::sync::Cache<[u8; 32], u64>,
 }
@@ -144,13 +183,21 @@ impl Residency {
             store,
             resources: papaya::HashMap::with_hasher(DigestHashing::default()),
             owners: papaya::HashMap::new(),
-            changes: Mutex::new(()),
+            purges: Purges::default(),
+            changes: Mutex::default(),
             unshareable: quick_cache::sync::Cache::new(MAX_UNSHAREABLE),
         }
     }
 
-    /// Takes in what the store found on disk. Rows that cannot be read are dropped: a miss, no error.
-    pub fn recover(&self, recovered: Vec<Recovered>) {
+    /// Takes in what the store found on disk, purges first. Rows that cannot be read are dropped: a miss, no
+    /// error. Returns the latest stamp of all that was found.
+    pub fn recover(&self, purges: &[PurgeRow], recovered: Vec<Recovered>) -> Stamp {
+        let mut latest = Stamp::default();
+        let mut ledger = self.changes.lock();
+        for row in purges {
+            latest = latest.max(ledger.recover(&self.purges, row));
+        }
+        drop(ledger);
         for row in recovered {
             let head = Head::decode(&row.head);
             let key = CacheKey::from_bytes(&row.key);
@@ -163,18 +210,110 @@ impl Residency {
                 self.store.remove(&body.object);
                 continue;
             }
-            // Nobody asked for it, so nothing can have overtaken it.
-            let _ = self.place(Stored::new(key, head, body), &Mark::default());
+            latest = latest.max(head.asked.validated);
+            // Nobody asked for it, so no invalidation can have overtaken it.
+            let stored = Stored::new(key, head, body);
+            if self.place(stored.clone(), None, &Mark::default()) == Insertion::Overtaken {
+                self.store.remove(&stored.body.object);
+            }
         }
+        latest
     }
 
     /// What these request fields select of a resource: `None` if nothing is stored under the key, and
     /// an inner `None` if only other variants are. Takes no share of the resource itself, whose count
-    /// all threads would fight over.
+    /// all threads would fight over. What is purged is taken out on the way.
     pub fn select(&self, key: &CacheKey, request: &HeaderMap) -> Option<Option<Arc<Stored>>> {
+        loop {
+            let found = {
+                let resources = self.resources.pin();
+                let resource = resources.get(key.hash())?;
+                (resource.key == *key).then(|| resource.select(request))?
+            };
+            match found {
+                Some(stored) if self.is_gone(&stored) => self.remove(&stored),
+                found => return Some(found),
+            }
+        }
+    }
+
+    /// Whether a hard purge is about it; of a soft one, it takes note.
+    #[inline]
+    pub fn is_gone(&self, stored: &Stored) -> bool {
+        let generation = self.purges.generation();
+        generation != stored.seen.load(Ordering::Relaxed) && self.is_found_gone(stored, generation)
+    }
+
+    #[cold]
+    fn is_found_gone(&self, stored: &Stored, generation: u64) -> bool {
+        match self.purges.verdict(&stored.key, &stored.head) {
+            // It stays unseen, so that whoever else meets it finds the same.
+            Verdict::Gone => return true,
+            Verdict::Stale(since) => stored.soften(since),
+            Verdict::Keep => {}
+        }
+        stored.seen.store(generation, Ordering::Relaxed);
+        false
+    }
+
+    /// Applies a purge. From now on nothing that it is about is found. Returns how many stored responses
+    /// that are, `None` where each would have to be looked at, and what is to be written.
+    pub fn purge(&self, purge: &Purge) -> (Option<u64>, Vec<PurgeRow>) {
+        let matched = purge.selector.key().map(|key| {
+            let resource = self.find(&key);
+            let variants = resource.map(|resource| resource.variants());
+            let variants = variants.unwrap_or_default();
+            let kept = variants.iter().filter(|stored| !self.is_gone(stored));
+            kept.count() as u64
+        });
+        let (counted, rows) = self.changes.lock().apply(&self.purges, purge);
+        (matched.or(counted), rows)
+    }
+
+    /// How many stored responses a prefix is about, as of a stamp: looks at each, so on no data thread.
+    pub fn count_prefix(
+        &self,
+        scheme: Option<Scheme>,
+        authority: &str,
+        path: &[u8],
+        before: Stamp,
+    ) -> u64 {
         let resources = self.resources.pin();
-        let resource = resources.get(key.hash())?;
-        (resource.key == *key).then(|| resource.select(request))
+        let is_within = |key: &CacheKey| {
+            scheme.is_none_or(|scheme| scheme == key.scheme())
+                && key.authority() == authority
+                && key.target().starts_with(path)
+        };
+        let within = resources
+            .values()
+            .filter(|resource| is_within(&resource.key));
+        let older = |resource: &Arc<Resource>| {
+            let variants = resource.variants.load();
+            let older = variants
+                .iter()
+                .filter(|stored| stored.head.asked.filled < before);
+            older.count() as u64
+        };
+        within.map(older).sum()
+    }
+
+    /// Takes out what is purged and has not been met, so that its space comes back. Looks at everything
+    /// that is stored, so on no data thread. Returns how many responses went.
+    pub fn sweep(&self) -> u64 {
+        let mut removed = 0;
+        let resources = self.resources.pin();
+        for (place, resource) in resources.values().enumerate() {
+            for stored in resource.variants.load().iter() {
+                if self.is_gone(stored) {
+                    self.remove(stored);
+                    removed += 1;
+                }
+            }
+            if place % SWEEP_BATCH == SWEEP_BATCH - 1 {
+                std::thread::yield_now();
+            }
+        }
+        removed
     }
 
     pub fn find(&self, key: &CacheKey) -> Option<Arc<Resource>> {
@@ -184,16 +323,15 @@ impl Residency {
     }
 
     /// Makes a response findable, in place of the one of its variant, unless the key was invalidated
-    /// since it was asked for.
-    pub fn insert(&self, stored: Arc<Stored>, mark: &Mark) -> Insertion {
+    /// since it was asked for, or it was purged. The same if the response `before`, whose bytes it
+    /// continues, was purged: its tags may have been others.
+    pub fn insert(&self, stored: Arc<Stored>, before: Option<&Stored>, mark: &Mark) -> Insertion {
         if !mark.is_overtaken() && stored.body.joinable && stored.body.object.length().is_some() {
             self.persist(&stored);
         }
-        let inserted = self.place(stored.clone(), mark);
-        if inserted == Insertion::Overtaken {
-            self.store.remove(&stored.body.object);
-        } else if stored.body.object.is_gone() {
-            // Evicted before it was to be found here.
+        let inserted = self.place(stored.clone(), before, mark);
+        // Overtaken, or evicted before it was to be found here; under another head its bytes may be.
+        if inserted == Insertion::Overtaken || stored.body.object.is_gone() {
             self.remove(&stored);
         }
         inserted
@@ -206,11 +344,21 @@ impl Residency {
             .publish(&stored.body.object, stored.key.as_bytes(), head);
     }
 
-    fn place(&self, stored: Arc<Stored>, mark: &Mark) -> Insertion {
-        let _changing = self.changes.lock();
-        // Under the lock: an invalidation sets the mark first and takes what is here under it.
-        if mark.is_overtaken() {
+    fn place(&self, stored: Arc<Stored>, before: Option<&Stored>, mark: &Mark) -> Insertion {
+        let mut ledger = self.changes.lock();
+        // Under the lock: an invalidation sets the mark first and takes what is here under it, and a purge
+        // is applied under it.
+        if mark.is_overtaken()
+            || self.is_gone(&stored)
+            || before.is_some_and(|before| self.is_gone(before))
+        {
             return Insertion::Overtaken;
+        }
+        if let Some(before) = before {
+            let since = before.outdated.load(Ordering::Acquire);
+            if since > stored.head.asked.validated.0 {
+                stored.soften(Stamp(since));
+            }
         }
         let body = stored.body.object.id().0;
         self.owners.pin().insert(body, stored.key.clone());
@@ -220,7 +368,9 @@ impl Residency {
             // Another key with this hash: the newer one takes its place.
             other => {
                 if let Some(other) = other {
-                    self.discard(&other.variants());
+                    let displaced = other.variants();
+                    note_dropped(&mut ledger, &displaced);
+                    self.discard(&displaced);
                 }
                 let resource = Arc::new(Resource {
                     key: stored.key.clone(),
@@ -230,10 +380,12 @@ impl Residency {
                 resource
             }
         };
+        ledger.stored(&stored.key, &stored.head);
         let mut variants = vec![stored.clone()];
         let mut dropped = Vec::new();
         for old in resource.variants.load().iter() {
             if Arc::ptr_eq(&old.body, &stored.body) {
+                ledger.dropped(&old.key, &old.head);
                 continue;
             }
             let replaced = old.head.same_variant(&stored.head) || !old.is_usable();
@@ -244,6 +396,7 @@ impl Residency {
             }
         }
         resource.variants.store(Arc::new(variants));
+        note_dropped(&mut ledger, &dropped);
         self.discard(&dropped);
         Insertion::Done
     }
@@ -279,7 +432,7 @@ impl Residency {
 
     /// Takes variants out of their resource, and gives them back.
     fn drop_variants(&self, key: &CacheKey, gone: impl Fn(&Stored) -> bool) -> Vec<Arc<Stored>> {
-        let _changing = self.changes.lock();
+        let mut ledger = self.changes.lock();
         let resources = self.resources.pin();
         let Some(resource) = resources.get(key.hash()) else {
             return Vec::new();
@@ -295,6 +448,7 @@ impl Residency {
             resources.remove(key.hash());
         }
         resource.variants.store(Arc::new(variants));
+        note_dropped(&mut ledger, &dropped);
         dropped
     }
 
@@ -311,5 +465,11 @@ impl Residency {
         self.unshareable
             .get(key.hash())
             .is_some_and(|until| now_secs < until)
+    }
+}
+
+fn note_dropped(ledger: &mut Ledger, dropped: &[Arc<Stored>]) {
+    for stored in dropped {
+        ledger.dropped(&stored.key, &stored.head);
     }
 }

@@ -73,6 +73,25 @@ pub fn options_here() -> Refusal {
     }
 }
 
+/// A purge came to an end. What is not on disk is purged, but may be back after a restart.
+pub fn purged(matched: u64, is_durable: bool, report: Report) -> Response {
+    let (status, word) = match is_durable {
+        true => (StatusCode::OK, "ok"),
+        false => (StatusCode::INTERNAL_SERVER_ERROR, "not-durable"),
+    };
+    let how = How {
+        synthetic: true,
+        ..How::default()
+    };
+    let mut response = made_up(status, how, report);
+    let text = Bytes::from(format!("{{\"status\":\"{word}\",\"matched\":{matched}}}\n"));
+    let json = HeaderValue::from_static("application/json");
+    response.headers.insert(header::CONTENT_TYPE, json);
+    response.length = Some(text.len() as u64);
+    response.body = Body::Full(text);
+    response
+}
+
 /// No answer could be had from upstream.
 pub fn failed(failure: Failure, how: How, report: Report) -> Response {
     let status = match failure {

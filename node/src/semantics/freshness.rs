@@ -359,6 +359,15 @@ impl Freshness {
         self.heuristic
     }
 
+    /// The same, of a response that is stale from `since` on at the latest: as if it had aged until then.
+    pub fn stale_since(&self, since: SystemTime) -> Freshness {
+        let missing_ms = (u64::from(self.lifetime_secs) * 1000).saturating_sub(self.age_ms(since));
+        Freshness {
+            initial_age_ms: self.initial_age_ms.saturating_add(missing_ms),
+            ..self.clone()
+        }
+    }
+
     pub fn decide(&self, request: &HeaderMap, rules: &Rules, now: SystemTime) -> Decision {
         let client = if rules.honor_client_cache_control {
             CacheControl::of_request(request)

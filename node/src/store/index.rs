@@ -11,7 +11,8 @@
 //!   256 KiB has 80 groups; received at 1 GiB/s it rewrites some 5 of them four times a second.
 //!   The first group stands in the object's own row, so that a body of one block is one row.
 //!
-//! The last batch may be lost with the machine: it describes a cache (`synchronous = NORMAL`).
+//! The last batch may be lost with the machine: it describes a cache (`synchronous = NORMAL`). Not so
+//! one with a purge in it, which is on the disk before anybody is told (`FULL`).
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use tokio::sync::oneshot;
 
 use super::io::Faults;
 use super::object::Object;
-use super::{Metrics, Shared};
+use super::{Metrics, PurgeRow, Shared};
 
 /// Rows in a batch, at most.
 const BATCH_ROWS: usize = 4096;
@@ -42,6 +43,11 @@ pub(super) enum Message {
     },
     Changed(Arc<Object>),
     Delete(Arc<Object>),
+    /// Commit now, then answer whether it is on disk.
+    Purge {
+        rows: Vec<PurgeRow>,
+        answer: oneshot::Sender<bool>,
+    },
     /// Space waits for a deletion: commit now.
     Hurry,
     /// Commit, with the times of use; then answer.
@@ -78,6 +84,15 @@ pub(super) fn row_crc(body: u64, key: &[u8], head: &[u8]) -> u32 {
     hasher.finalize()
 }
 
+/// The CRC-32 of a purge's row.
+pub(super) fn purge_crc(row: &PurgeRow) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&row.hard.to_le_bytes());
+    hasher.update(&row.soft.to_le_bytes());
+    hasher.update(&row.selector);
+    hasher.finalize()
+}
+
 type KeyAndHead = (Box<[u8]>, Box<[u8]>);
 
 struct Row {
@@ -90,6 +105,9 @@ struct Row {
 
 struct Batch {
     rows: HashMap<u64, Row>,
+    purges: Vec<PurgeRow>,
+    /// Who waits for them.
+    purging: Vec<oneshot::Sender<bool>>,
     hurry: bool,
     with_uses: bool,
     waiting: Vec<oneshot::Sender<()>>,
@@ -100,6 +118,8 @@ impl Batch {
     fn new() -> Self {
         Self {
             rows: HashMap::new(),
+            purges: Vec::new(),
+            purging: Vec::new(),
             hurry: false,
             with_uses: false,
             waiting: Vec::new(),
@@ -116,6 +136,11 @@ impl Batch {
                 self.row(object);
             }
             Message::Delete(object) => self.row(object).deleted = true,
+            Message::Purge { rows, answer } => {
+                self.purges.extend(rows);
+                self.purging.push(answer);
+                self.hurry = true;
+            }
             Message::Hurry => self.hurry = true,
             Message::Flush(answer) => {
                 self.hurry = true;
@@ -139,6 +164,20 @@ impl Batch {
         })
     }
 
+    fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.purging.is_empty()
+    }
+
+    /// Nothing of it is left to be written: tells those who wait for purges.
+    fn end(&mut self, written: bool) {
+        self.rows.clear();
+        self.purges.clear();
+        for answer in self.purging.drain(..) {
+            // Who asked may have gone.
+            let _ = answer.send(written);
+        }
+    }
+
     fn is_due(&self) -> bool {
         self.hurry || self.rows.len() >= BATCH_ROWS
     }
@@ -156,7 +195,7 @@ pub(super) fn run(
     let mut batch = Batch::new();
     loop {
         // Idle: until there is something to do. After a failure: until it is time to try again.
-        let first = if batch.rows.is_empty() {
+        let first = if batch.is_empty() {
             messages.recv().map_err(|_| RecvTimeoutError::Disconnected)
         } else {
             messages.recv_timeout(RETRY_DELAY)
@@ -182,7 +221,7 @@ pub(super) fn run(
         match commit(&mut connection, &mut batch, &shared, &faults) {
             Ok(()) => {
                 failures = 0;
-                batch.rows.clear();
+                batch.end(true);
                 shared.index_written();
             }
             Err(error) => {
@@ -190,7 +229,7 @@ pub(super) fn run(
                 Metrics::add(&shared.metrics.index_errors, 1);
                 shared.index_failed(&error, failures >= FAILURES);
                 if failures >= FAILURES {
-                    batch.rows.clear();
+                    batch.end(false);
                 }
             }
         }
@@ -220,13 +259,34 @@ fn commit(
     } else {
         Vec::new()
     };
-    if batch.rows.is_empty() && uses.is_empty() {
+    if batch.rows.is_empty() && batch.purges.is_empty() && uses.is_empty() {
         return Ok(());
     }
     if Faults::check(&faults.index).is_err() {
         return Err(rusqlite::Error::InvalidQuery);
     }
+    let is_purge = !batch.purges.is_empty();
+    if is_purge {
+        connection.pragma_update(None, "synchronous", "FULL")?;
+    }
+    let written = write(connection, batch, uses);
+    if is_purge {
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+    }
+    written?;
+    Metrics::add(&shared.metrics.index_commits, 1);
+    Ok(())
+}
+
+fn write(
+    connection: &mut Connection,
+    batch: &mut Batch,
+    uses: Vec<(u64, u32)>,
+) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
+    for row in &batch.purges {
+        write_purge(&transaction, row)?;
+    }
     for (body, row) in &mut batch.rows {
         row.groups.append(&mut row.object.take_dirty_groups());
         write_row(&transaction, *body, row)?;
@@ -238,8 +298,26 @@ fn commit(
             statement.execute(params![body.cast_signed(), last_use])?;
         }
     }
-    transaction.commit()?;
-    Metrics::add(&shared.metrics.index_commits, 1);
+    transaction.commit()
+}
+
+fn write_purge(connection: &Connection, row: &PurgeRow) -> rusqlite::Result<()> {
+    if row.hard == 0 && row.soft == 0 {
+        connection
+            .prepare_cached("DELETE FROM purge WHERE selector = ?1")?
+            .execute([&row.selector])?;
+        return Ok(());
+    }
+    connection
+        .prepare_cached(
+            "INSERT OR REPLACE INTO purge (selector, hard, soft, crc) VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .execute(params![
+            row.selector,
+            row.hard.cast_signed(),
+            row.soft.cast_signed(),
+            purge_crc(row)
+        ])?;
     Ok(())
 }
 

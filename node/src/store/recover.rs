@@ -9,7 +9,7 @@
 //!
 //! What it keeps true: whatever lies in the files, opening ends with a store that gives out no wrong
 //! byte. What cannot be believed is dropped: an index that is damaged or of a later version as a
-//! whole, a segment of another store with all rows that point into it, and single rows that fail
+//! whole (also when a purge in it is), a segment of another store with all rows that point into it, and single rows that fail
 //! their checksum, do not fit, or claim each other's pages.
 
 use std::collections::HashSet;
@@ -23,15 +23,17 @@ use nix::fcntl::OFlag;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 use rusqlite_migration::{M, Migrations};
 
-use super::index::row_crc;
+use super::PurgeRow;
+use super::index::{purge_crc, row_crc};
 use super::io::{PAGE_BYTES, Segment};
 use super::layout::{Extent, GROUP_BLOCKS, PageMap, read_group, segment_header};
 
 const INDEX: &str = "index.db";
 
 /// The versions of the index, oldest first; a published one is never changed.
-const MIGRATIONS: &[M<'static>] = &[M::up(
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+const MIGRATIONS: &[M<'static>] = &[
+    M::up(
+        "CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
      CREATE TABLE object (
          body INTEGER PRIMARY KEY,
          key BLOB NOT NULL,
@@ -47,7 +49,16 @@ const MIGRATIONS: &[M<'static>] = &[M::up(
          blocks BLOB NOT NULL,
          PRIMARY KEY (body, number)
      ) STRICT, WITHOUT ROWID;",
-)];
+    ),
+    M::up(
+        "CREATE TABLE purge (
+         selector BLOB PRIMARY KEY,
+         hard INTEGER NOT NULL,
+         soft INTEGER NOT NULL,
+         crc INTEGER NOT NULL
+     ) STRICT, WITHOUT ROWID;",
+    ),
+];
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RecoverError {
@@ -87,6 +98,7 @@ pub(super) struct Scan {
     pub dropped: u64,
     /// The highest body id of any row.
     pub last_body: u64,
+    pub purges: Vec<PurgeRow>,
 }
 
 pub(super) struct Row {
@@ -153,7 +165,9 @@ impl Directory {
     /// Reads what the directory holds; starts empty when the index cannot be read.
     pub(super) fn scan(&mut self, geometry: Geometry) -> Result<Scan, RecoverError> {
         let (mut map, segments) = self.segments(geometry)?;
-        let (mut rows, mut bad, last_body) = match read_rows(&self.index, geometry.block_bytes) {
+        let read = read_rows(&self.index, geometry.block_bytes)
+            .and_then(|rows| Ok((rows, read_purges(&self.index)?)));
+        let ((mut rows, mut bad, last_body), purges) = match read {
             Ok(read) => read,
             Err(error) if is_damage(&error) => {
                 tracing::warn!(dir = %self.path.display(), %error, "the index cannot be read; starting with an empty cache");
@@ -187,6 +201,7 @@ impl Directory {
             segments,
             dropped: bad.len() as u64,
             last_body,
+            purges,
         })
     }
 
@@ -383,6 +398,26 @@ fn set_aside(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// All purges. One that is not as it was written makes the index a damaged one: it may have been about
+/// anything.
+fn read_purges(connection: &Connection) -> rusqlite::Result<Vec<PurgeRow>> {
+    let mut statement = connection.prepare("SELECT selector, hard, soft, crc FROM purge")?;
+    let mut found = statement.query([])?;
+    let mut purges = Vec::new();
+    while let Some(row) = found.next()? {
+        let read = PurgeRow {
+            selector: row.get_ref(0)?.as_blob()?.into(),
+            hard: row.get::<_, i64>(1)?.cast_unsigned(),
+            soft: row.get::<_, i64>(2)?.cast_unsigned(),
+        };
+        if row.get::<_, i64>(3)? != purge_crc(&read).into() {
+            return Err(rusqlite::Error::InvalidQuery);
+        }
+        purges.push(read);
+    }
+    Ok(purges)
 }
 
 type Rows = (Vec<Row>, Vec<u64>, u64);

@@ -240,6 +240,27 @@ label! {
 }
 
 label! {
+    /// What a purge selects.
+    PurgeSelector "selector" {
+        Url "url",
+        Prefix "prefix",
+        Host "host",
+        Tag "tag",
+        /// Named by an origin's answer to an unsafe request (RFC 9875).
+        Group "group",
+        Everything "everything",
+    }
+}
+
+label! {
+    /// Whether a purge removes or makes stale.
+    PurgeMode "mode" {
+        Hard "hard",
+        Soft "soft",
+    }
+}
+
+label! {
     /// Why a client's connection was not accepted.
     Refused "reason" {
         PerAddress "per_address",

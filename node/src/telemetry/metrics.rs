@@ -31,6 +31,7 @@ pub struct Metrics {
     pub uncacheable: Counter<Uncacheable>,
     pub bad_requests: Counter<BadRequest>,
     pub invalidations: Counter<()>,
+    pub purges: Counter<(PurgeSelector, PurgeMode)>,
 
     pub client_connections: Gauge<()>,
     pub client_connections_accepted: Counter<()>,
@@ -107,6 +108,7 @@ impl Metrics {
             uncacheable: table.counter("caje_uncacheable_total", "Answers that were forwarded and not stored, by the reason."),
             bad_requests: table.counter("caje_bad_requests_total", "Requests refused as malformed, too large or looping, by reason."),
             invalidations: table.counter("caje_invalidations_total", "Stored responses invalidated by an unsafe request (RFC 9111 section 4.4)."),
+            purges: table.counter("caje_purges_total", "Purges applied, by what they select and whether they remove (hard) or make stale (soft)."),
 
             client_connections: table.gauge("caje_client_connections", "Client connections open now."),
             client_connections_accepted: table.counter("caje_client_connections_accepted_total", "Client connections accepted."),
