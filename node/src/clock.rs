@@ -30,6 +30,11 @@ pub fn at(instant: Instant) -> SystemTime {
     wall + instant.saturating_duration_since(monotonic)
 }
 
+/// Since the clock was first read, which is about since the process began.
+pub fn uptime() -> Duration {
+    START.1.elapsed()
+}
+
 /// Whole seconds since 1970 of [`now`].
 pub fn now_secs() -> u64 {
     now()

@@ -19,6 +19,8 @@ mod overrides;
 mod read;
 mod route;
 mod schema;
+mod show;
+mod token;
 mod value;
 
 use std::fs;
@@ -26,13 +28,15 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use crate::semantics::freshness::Rules;
+use caje_admin_api::Scope;
 
+pub use crate::semantics::freshness::Rules;
 pub use environment::{Environment, PeerNames};
 pub use error::{ConfigError, ConfigErrors};
 pub use network::{Address, BadAddress, Cidr, HostPattern, OriginUrl, Scheme};
 pub use overrides::{Overrides, Terminal};
 pub use route::Routes;
+pub use token::{MIN_TOKEN, Token, TokenHash};
 
 /// All settings of a node.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +70,12 @@ pub struct Node {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Admin {
     pub listen: Address,
+    /// Whether `/_caje` is answered where clients connect too, to those who have a token.
+    pub public: bool,
+    /// Names by which the listener is reached, beside addresses and those that only a private network has.
+    pub hosts: Vec<HostPattern>,
+    /// None: nobody is let in.
+    pub tokens: Vec<Token>,
 }
 
 /// `[store]`
@@ -276,7 +286,7 @@ impl Config {
         if self.node != new.node {
             sections.push("node");
         }
-        if self.admin != new.admin {
+        if self.admin.listen != new.admin.listen {
             sections.push("admin");
         }
         if self.store != new.store {

@@ -4,8 +4,12 @@
 //! top first; a module imports only from rows under its own (`tests/tests/tidy.rs` holds it).
 
 pub mod demo;
-pub mod doctor;
+
 pub mod node;
+
+pub mod endpoints;
+
+pub mod doctor;
 
 pub mod config;
 

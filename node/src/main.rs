@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use caje_node::config::{Config, Environment, Overrides};
+use caje_node::config::{Config, Environment, Overrides, TokenHash};
+use caje_node::node::ReloadError;
 use caje_node::telemetry::diagnostics;
 use caje_node::{Ender, Node, StartError, demo, doctor};
 use clap::{Parser, Subcommand};
@@ -80,11 +81,29 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make a token for an operator
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
     /// Three nodes and an origin on this machine, to try everything
     Demo(demo::Arguments),
     /// The demo's origin alone
     #[command(hide = true)]
     SlowServer(demo::OriginArguments),
+}
+
+#[derive(Subcommand)]
+enum TokenCommand {
+    /// Print a new token, and the settings that let it in. It is shown this once
+    New {
+        /// Whose it is; logs of the node show it
+        #[arg(long)]
+        name: String,
+        /// What it allows; several times for several
+        #[arg(long, value_name = "SCOPE", required = true, value_delimiter = ',', value_parser = ["read", "purge", "admin", "node"])]
+        scope: Vec<String>,
+    },
 }
 
 #[derive(clap::Args)]
@@ -151,9 +170,26 @@ fn main() -> ExitCode {
         }
         Command::Check { config } => check(&config.path()),
         Command::Doctor { config, json } => examine(config.path.as_deref(), json),
+        Command::Token {
+            command: TokenCommand::New { name, scope },
+        } => exit_code(print_token(&name, &scope)),
         Command::Demo(arguments) => exit_code(demo::run(arguments)),
         Command::SlowServer(arguments) => exit_code(demo::serve_origin(&arguments)),
     }
+}
+
+/// 256 random bits, and the hash of what is printed of them.
+fn print_token(name: &str, scopes: &[String]) -> anyhow::Result<()> {
+    let mut random = [0; 32];
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let filled = provider.secure_random.fill(&mut random);
+    filled.map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
+    let digits: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let token = format!("caje_{digits}");
+    let hash = TokenHash::of(&token);
+    println!("{token}\n");
+    println!("[[admin.token]]\nname = {name:?}\nhash = \"{hash}\"\nscopes = {scopes:?}");
+    Ok(())
 }
 
 fn exit_code(result: anyhow::Result<()>) -> ExitCode {
@@ -226,11 +262,14 @@ fn run(config: Config, changes: anyhow::Result<Changes>, exit_with_stdin: bool) 
         Ok(end) => end,
         Err(error) => return exit_code(Err(error)),
     };
+    if let Some(path) = &changes.path {
+        node.read_from(path, level);
+    }
     for address in node.addresses() {
         println!("listening http://{address}");
     }
     println!("admin http://{}", node.admin_address());
-    changes.supervise(&node, &mut end, &level, exit_with_stdin);
+    changes.supervise(&node, &mut end, exit_with_stdin);
     tracing::info!("draining");
     end_at_once_when_told_again(node.ender());
     node.drain();
@@ -279,14 +318,7 @@ impl Changes {
     }
 
     /// Reloads at each change, until the node is to end.
-    fn supervise(
-        &mut self,
-        node: &Node,
-        end: &mut EndSignals,
-        level: &diagnostics::Level,
-        exit_with_stdin: bool,
-    ) {
-        let path = self.path.as_deref();
+    fn supervise(&mut self, node: &Node, end: &mut EndSignals, exit_with_stdin: bool) {
         self.runtime.block_on(async {
             let mut parent_gone = std::pin::pin!(demo::parent_gone(exit_with_stdin));
             loop {
@@ -296,9 +328,9 @@ impl Changes {
                     () = &mut parent_gone => break,
                     _ = self.hangup.recv() => {
                         node.reopen_log();
-                        reload(node, path, level);
+                        reload(node);
                     }
-                    () = FileWatch::changed(&mut self.file) => reload(node, path, level),
+                    () = FileWatch::changed(&mut self.file) => reload(node),
                 }
             }
         });
@@ -341,30 +373,16 @@ fn end_at_once_when_told_again(ender: Ender) {
 }
 
 /// A bad file changes nothing, and says why.
-fn reload(node: &Node, path: Option<&Path>, level: &diagnostics::Level) {
-    let Some(path) = path else { return };
-    let config = match Config::load(path) {
-        Ok(config) => config,
-        Err(errors) => {
-            node.count_failed_reload();
-            tracing::error!("the configuration was not reloaded:\n{errors}");
-            return;
-        }
-    };
-    let log_level = config.log.level.clone();
-    let reloaded = node.reload(config);
-    if reloaded.is_ok()
-        && let Err(error) = level.set(&log_level)
-    {
-        tracing::error!(%error, "the log level was not changed");
-    }
-    match reloaded {
+fn reload(node: &Node) {
+    match node.reload_file() {
         Ok(sections) if sections.is_empty() => tracing::info!("configuration reloaded"),
         Ok(sections) => tracing::warn!(
             ?sections,
             "configuration reloaded; these sections need a restart"
         ),
-        Err(error) => tracing::error!(%error, "the configuration was not reloaded"),
+        // The one-line proxy has no file, and is told to open its log again.
+        Err(ReloadError::NoFile) => {}
+        Err(error) => tracing::error!("the configuration was not reloaded:\n{error}"),
     }
 }
 

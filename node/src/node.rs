@@ -10,17 +10,19 @@
 //!       ── drain ───────► stop accepting ─► let run, bounded ─► flush the index ─► gone
 //! ```
 
-mod admin;
+mod sample;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use caje_admin_api::Scope;
 use nix::sys::resource::{Resource, getrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{Notify, watch};
@@ -30,18 +32,25 @@ use crate::cache::fill::Fetcher;
 use crate::cache::inflight::Inflight;
 use crate::cache::purge::{Purged, Selector};
 use crate::cache::residency::Residency;
-use crate::cache::{Cache, LocalCache};
+use crate::cache::{Cache, LocalCache, OriginRules};
 use crate::clock::HybridClock;
 use crate::config::{Config, Routes};
-use crate::origin::OriginPool;
+use crate::endpoints::{self, Control};
+use crate::origin::{self, OriginPool};
 use crate::proxy::connection::accept;
 use crate::proxy::{self, Admission, Draining, Identity, MayPurge, Proxy};
+use crate::semantics::freshness::Rules;
 use crate::store::{self, Store, StoreEvents};
 use crate::tasks::Tasks;
-use crate::telemetry::{AccessLog, Metrics, NodeState, ReloadResult};
+use crate::telemetry::{AccessLog, Metrics, NodeState, ReloadResult, diagnostics};
+
+pub use crate::endpoints::ReloadError;
 
 /// Connections that wait to be accepted, on each listener.
 const BACKLOG: i32 = 4096;
+
+/// What the admin listener is called in metrics, where it is asked by the public port.
+const RESERVED_ORIGIN: &str = "_caje";
 
 /// How much longer a sweep rests than it took, so that purges in a row take a tenth of a processor at most.
 const SWEEP_REST: u32 = 9;
@@ -63,7 +72,7 @@ pub enum StartError {
 
 /// A running node. Dropping it ends it at once; [`Node::drain`] ends it well.
 pub struct Node {
-    config: parking_lot::Mutex<Config>,
+    settings: Arc<Settings>,
     shared: Arc<proxy::Shared>,
     cache: Cache,
     addresses: Vec<SocketAddr>,
@@ -73,7 +82,58 @@ pub struct Node {
     control: Option<JoinHandle<()>>,
     sweeper: Option<JoinHandle<()>>,
     tasks: Arc<AtomicUsize>,
-    may_purge: MayPurge,
+}
+
+/// The settings in force, and where new ones come from.
+struct Settings {
+    current: Arc<ArcSwap<Config>>,
+    /// One reload at a time.
+    file: parking_lot::Mutex<Option<(PathBuf, diagnostics::Level)>>,
+    shared: Arc<proxy::Shared>,
+    admin_address: SocketAddr,
+    /// In place of tokens.
+    may_purge: Option<MayPurge>,
+}
+
+impl Settings {
+    fn take(&self, config: Config) -> Result<Vec<&'static str>, StartError> {
+        let metrics = &self.shared.metrics;
+        let settings = settings(
+            &config,
+            metrics,
+            self.admin_address,
+            self.may_purge.as_ref(),
+        )
+        .inspect_err(|_| {
+            metrics.config_reloads.increment(ReloadResult::Failed);
+        })?;
+        self.shared.settings.store(Arc::new(settings));
+        metrics.config_reloads.increment(ReloadResult::Ok);
+        let needs_restart = self.current.load().needs_restart(&config);
+        self.current.store(Arc::new(config));
+        Ok(needs_restart)
+    }
+
+    fn read_again(&self) -> Result<Vec<&'static str>, ReloadError> {
+        let file = self.file.lock();
+        let Some((path, level)) = &*file else {
+            return Err(ReloadError::NoFile);
+        };
+        let config = Config::load(path).map_err(|errors| {
+            let reloads = &self.shared.metrics.config_reloads;
+            reloads.increment(ReloadResult::Failed);
+            ReloadError::Settings(errors.to_string())
+        })?;
+        let log_level = config.log.level.clone();
+        let needs_restart = self
+            .take(config)
+            .map_err(|error| ReloadError::Settings(error.to_string()))?;
+        // Last: a reload that fails changes nothing.
+        if let Err(error) = level.set(&log_level) {
+            tracing::error!(%error, "the log level was not changed");
+        }
+        Ok(needs_restart)
+    }
 }
 
 /// What the data threads are to do.
@@ -87,21 +147,30 @@ enum Phase {
 }
 
 impl Node {
-    /// Binds, opens the store and begins to serve. Blocks for as long as that takes. No client may purge.
+    /// Binds, opens the store and begins to serve. Blocks for as long as that takes. Clients
+    /// may purge who have a token for it.
     pub fn start(config: Config) -> Result<Node, StartError> {
-        Node::start_permitting(config, Arc::new(|_, _| false))
+        Node::begin(config, None)
     }
 
-    /// [`Node::start`], with clients who may purge.
+    /// [`Node::start`], with other clients who may purge.
     pub fn start_permitting(config: Config, may_purge: MayPurge) -> Result<Node, StartError> {
+        Node::begin(config, Some(may_purge))
+    }
+
+    fn begin(config: Config, may_purge: Option<MayPurge>) -> Result<Node, StartError> {
         let threads = config.node.threads.get();
         let listeners = listeners(&config, threads)?;
         let admin = admin_listener(&config)?;
         let metrics = Arc::new(Metrics::new());
         let log = access_log(&config, &metrics)?;
         let cache = open_cache(&config, &metrics)?;
-        let settings = settings(&config, &metrics, &may_purge)?;
-        let addresses = listeners[0]
+        let admin_address = admin.local_addr().map_err(|error| StartError::Listen {
+            address: config.admin.listen.to_string(),
+            error,
+        })?;
+        let settings = settings(&config, &metrics, admin_address, may_purge.as_ref())?;
+        let addresses: Vec<SocketAddr> = listeners[0]
             .iter()
             .filter_map(|listener| listener.local_addr().ok())
             .collect();
@@ -113,20 +182,48 @@ impl Node {
         });
         let (phase, phases) = watch::channel(Phase::Serve);
         let tasks = Arc::new(AtomicUsize::new(0));
-        let counters = Arc::new(crate::origin::Counters::default());
-        admin::sample(&metrics, &cache, &counters, &tasks, phases.clone());
+        let counters = Arc::new(origin::Counters::default());
+        let is_out = Arc::new(AtomicBool::new(false));
+        let stage = {
+            let (phases, is_out) = (phases.clone(), is_out.clone());
+            move || stage(*phases.borrow(), is_out.load(Ordering::Relaxed))
+        };
+        sample::sample(&metrics, &cache, &counters, &tasks, stage.clone());
         let admission = Admission::new(
             config.limits.max_connections,
             client_room(&config),
             config.limits.max_connections_per_address,
         );
-        let admin_address = admin.local_addr().map_err(|error| StartError::Listen {
-            address: config.admin.listen.to_string(),
-            error,
-        })?;
         let uses_rings = cache.store.health().io == "io_uring";
-        let control = admin::start(admin, metrics, cache.store.clone(), phases.clone())
-            .map_err(StartError::Thread)?;
+        let settings = Arc::new(Settings {
+            current: Arc::new(ArcSwap::from_pointee(config)),
+            file: parking_lot::Mutex::new(None),
+            shared: shared.clone(),
+            admin_address,
+            may_purge,
+        });
+        let control = Control {
+            cache: cache.clone(),
+            metrics,
+            config: settings.current.clone(),
+            identity: shared.identity.clone(),
+            origins: counters.clone(),
+            listen: addresses.clone(),
+            stage: Box::new(stage),
+            set_drain: Box::new(move |out| is_out.store(out, Ordering::Relaxed)),
+            reload: {
+                let settings = settings.clone();
+                Box::new(move || settings.read_again())
+            },
+        };
+        let ended = {
+            let mut phases = phases.clone();
+            async move {
+                // An error means that the node has gone: the same.
+                let _ = phases.wait_for(|phase| *phase == Phase::Ended).await;
+            }
+        };
+        let control = endpoints::start(admin, control, ended).map_err(StartError::Thread)?;
         let sweeper = {
             let (cache, phases) = (cache.clone(), phases.clone());
             let thread = thread::Builder::new().name("sweep".into());
@@ -151,7 +248,7 @@ impl Node {
             running.push(started.map_err(StartError::Thread)?);
         }
         Ok(Node {
-            config: parking_lot::Mutex::new(config),
+            settings,
             shared,
             cache,
             addresses,
@@ -161,7 +258,6 @@ impl Node {
             control: Some(control),
             sweeper: Some(sweeper),
             tasks,
-            may_purge,
         })
     }
 
@@ -195,23 +291,17 @@ impl Node {
     /// Takes new settings into use, without touching a connection. Returns the sections that only a
     /// restart can change. On an error nothing has changed.
     pub fn reload(&self, config: Config) -> Result<Vec<&'static str>, StartError> {
-        let metrics = self.metrics();
-        let settings = settings(&config, metrics, &self.may_purge).inspect_err(|_| {
-            metrics.config_reloads.increment(ReloadResult::Failed);
-        })?;
-        self.shared.settings.store(Arc::new(settings));
-        metrics.config_reloads.increment(ReloadResult::Ok);
-        let mut current = self.config.lock();
-        let needs_restart = current.needs_restart(&config);
-        *current = config;
-        Ok(needs_restart)
+        self.settings.take(config)
     }
 
-    /// A configuration that could not be read.
-    pub fn count_failed_reload(&self) {
-        self.metrics()
-            .config_reloads
-            .increment(ReloadResult::Failed);
+    /// From now on [`Node::reload_file`] reads this file, and sets the level of the diagnostic log.
+    pub fn read_from(&self, path: &Path, level: diagnostics::Level) {
+        *self.settings.file.lock() = Some((path.to_owned(), level));
+    }
+
+    /// Like [`Node::reload`], with what the file of settings says now.
+    pub fn reload_file(&self) -> Result<Vec<&'static str>, ReloadError> {
+        self.settings.read_again()
     }
 
     /// For ending a drain that has begun, or is about to, from another thread.
@@ -227,7 +317,7 @@ impl Node {
     /// Stops accepting, lets what runs finish within the configured time, and flushes the index.
     /// Blocks.
     pub fn drain(mut self) {
-        let bound = self.config.lock().limits.drain_timeout;
+        let bound = self.settings.current.load().limits.drain_timeout;
         self.stop(bound);
     }
 
@@ -290,7 +380,7 @@ struct DataThread {
     listeners: Vec<TcpListener>,
     shared: Arc<proxy::Shared>,
     cache: Cache,
-    counters: Arc<crate::origin::Counters>,
+    counters: Arc<origin::Counters>,
     admission: Arc<Admission>,
     phases: watch::Receiver<Phase>,
     tasks: Arc<AtomicUsize>,
@@ -456,20 +546,63 @@ fn identity(config: &Config) -> Identity {
 fn settings(
     config: &Config,
     metrics: &Metrics,
-    may_purge: &MayPurge,
+    admin: SocketAddr,
+    may_purge: Option<&MayPurge>,
 ) -> Result<proxy::Settings, StartError> {
-    let rules = config
+    let mut rules = config
         .origin_rules(metrics)
         .map_err(|error| StartError::Origin(error.to_string()))?;
+    // What is reserved never reaches an origin: it is nobody's, or the admin listener's.
+    let reserved = config.admin.public.then(|| {
+        rules.push(admin_as_origin(admin, config, metrics));
+        rules.len() - 1
+    });
     let routes = Routes::new(config);
     let trusted = config.node.trust_forwarded.clone();
     Ok(proxy::Settings {
         limits: config.limits.proxy(),
         origins: rules,
-        route: Box::new(move |host, target| routes.find(host, target)),
+        route: Box::new(move |host, target| match endpoints::is_reserved(target) {
+            true => reserved,
+            false => routes.find(host, target),
+        }),
         trusts: Box::new(move |address| trusted.iter().any(|cidr| cidr.contains(address))),
-        may_purge: may_purge.clone(),
+        may_purge: may_purge.cloned().unwrap_or_else(|| {
+            let admin = config.admin.clone();
+            Arc::new(move |fields, _| endpoints::allows(&admin, fields, Scope::Purge))
+        }),
     })
+}
+
+/// The admin listener, asked by those who come by the public port. Nothing of it is ever stored.
+fn admin_as_origin(admin: SocketAddr, config: &Config, metrics: &Metrics) -> OriginRules {
+    let address = match admin.ip() {
+        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        address => address,
+    };
+    let host = match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    };
+    let defaults = origin::Settings::new(origin::Scheme::Http, host, admin.port());
+    OriginRules {
+        name: RESERVED_ORIGIN.into(),
+        id: metrics.origins.intern(RESERVED_ORIGIN),
+        upstream: Arc::new(origin::Settings {
+            http2: origin::Http2::Off,
+            ..defaults
+        }),
+        caching: Rules {
+            heuristic: false,
+            serve_stale_when_unreachable: false,
+            ..Rules::default()
+        },
+        read_ahead: 0,
+        merge_gap: 0,
+        linger: config.limits.linger,
+        host: None,
+    }
 }
 
 /// One set of listeners for each data thread: the kernel shares connections out.
@@ -516,10 +649,10 @@ fn admin_listener(config: &Config) -> Result<TcpListener, StartError> {
     })
 }
 
-/// The states of `node_state`, from the phase the data threads are told.
-fn node_state(phase: Phase) -> NodeState {
+/// What the node tells of itself.
+fn stage(phase: Phase, is_out: bool) -> NodeState {
     match phase {
-        Phase::Serve => NodeState::Serving,
-        Phase::Drain(_) | Phase::Ended => NodeState::Draining,
+        Phase::Serve if !is_out => NodeState::Serving,
+        Phase::Serve | Phase::Drain(_) | Phase::Ended => NodeState::Draining,
     }
 }

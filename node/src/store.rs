@@ -644,6 +644,12 @@ impl Store {
         limit / 2
     }
 
+    /// Empties the memory tier of what is on disk too, and, where there is no disk, of everything. Gives the
+    /// bytes it had.
+    pub fn clear_memory(&self) -> u64 {
+        self.shared().memory.clear()
+    }
+
     pub fn usage(&self) -> Usage {
         let shared = self.shared();
         let page = PAGE_BYTES as u64;

@@ -171,7 +171,7 @@ pub struct Ask {
 }
 
 impl Ask {
-    pub(crate) fn new(to: SocketAddr, method: &str, target: &str) -> Ask {
+    pub fn new(to: SocketAddr, method: &str, target: &str) -> Ask {
         Ask {
             to,
             method: method.to_owned(),

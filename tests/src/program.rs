@@ -42,7 +42,13 @@ impl Program {
     /// Where the binary is. It is built on first use: testing this package does not build another's binaries.
     pub fn path() -> PathBuf {
         static PATH: OnceLock<PathBuf> = OnceLock::new();
-        PATH.get_or_init(build).clone()
+        PATH.get_or_init(|| build("caje-node", "caje-node")).clone()
+    }
+
+    /// Where the operator's command is.
+    pub fn command_path() -> PathBuf {
+        static PATH: OnceLock<PathBuf> = OnceLock::new();
+        PATH.get_or_init(|| build("caje", "caje")).clone()
     }
 
     /// Starts it and waits for the lines that say where it listens.
@@ -148,6 +154,10 @@ impl Program {
         Ask::new(self.admin, "GET", target)
     }
 
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
     pub fn signal(&self, signal: Signal) {
         send_signal(&self.child, signal);
     }
@@ -227,7 +237,7 @@ async fn announced(lines: &mut Lines<BufReader<Output>>, what: &str) -> SocketAd
     }
 }
 
-fn build() -> PathBuf {
+fn build(package: &str, binary: &str) -> PathBuf {
     let own = std::env::current_exe().expect("the path of this test");
     let folder = own
         .ancestors()
@@ -238,14 +248,7 @@ fn build() -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
-    command.args([
-        "build",
-        "--quiet",
-        "--package",
-        "caje-node",
-        "--bin",
-        "caje-node",
-    ]);
+    command.args(["build", "--quiet", "--package", package, "--bin", binary]);
     command
         .args(["--manifest-path", manifest])
         .arg("--target-dir")
@@ -254,6 +257,6 @@ fn build() -> PathBuf {
         command.arg("--release");
     }
     let status = command.status().expect("run cargo");
-    assert!(status.success(), "caje-node does not build");
-    folder.join("caje-node")
+    assert!(status.success(), "{binary} does not build");
+    folder.join(binary)
 }

@@ -1,7 +1,9 @@
 //! All integration tests, in one binary.
 
+mod api;
 mod caching;
 mod collapse;
+mod command;
 mod crash;
 mod deployment;
 mod framing;

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 /// where it is a child of the importer.
 const LAYERS: &[&[&str]] = &[
     &["main", "demo"],
-    &["node", "doctor"],
+    &["node"],
+    &["endpoints"],
+    &["doctor"],
     &["config"],
     &["proxy"],
     &["cache"],
@@ -117,7 +119,14 @@ fn only_two_places_are_unsafe() {
 
 #[test]
 fn names_that_say_nothing_are_not_used() {
-    for folder in ["node/src", "litefs/src", "slow_server/src", "tests"] {
+    for folder in [
+        "node/src",
+        "admin/src",
+        "admin_api/src",
+        "litefs/src",
+        "slow_server/src",
+        "tests",
+    ] {
         for (file, _) in sources(folder) {
             for name in ["utils", "common", "types", "helpers", "misc", "mod"] {
                 assert!(

@@ -452,6 +452,18 @@ impl Residency {
         dropped
     }
 
+    /// Shows each stored response that is not purged, in no order. What comes or goes meanwhile may be shown or not. Takes as
+    /// long as there are many: not for a data thread.
+    pub fn for_each(&self, mut see: impl FnMut(&Arc<Stored>)) {
+        for resource in self.resources.pin().values() {
+            for stored in resource.variants.load().iter() {
+                if !self.is_gone(stored) {
+                    see(stored);
+                }
+            }
+        }
+    }
+
     /// Remembers that requests for this key should not wait for one another until `until_secs`.
     pub fn mark_unshareable(&self, key: &CacheKey, until_secs: u64) {
         self.unshareable.insert(*key.hash(), until_secs);

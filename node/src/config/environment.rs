@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::token::{self, TokenHash, TooShort};
+
 /// Defaults that depend on the machine. Everything else has the same default everywhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Environment {
@@ -29,6 +31,8 @@ pub struct Environment {
     pub admin_host: String,
     /// `FLY_APP_NAME` and `FLY_MACHINE_ID`: where the other nodes are found. Elsewhere nobody knows.
     pub peers: Option<PeerNames>,
+    /// `CAJE_ADMIN_TOKEN`: a token for everything but what nodes ask of one another.
+    pub admin_token: Option<Result<TokenHash, TooShort>>,
 }
 
 /// Names in Fly.io's private DNS, 6PN, for the nodes of one app. They answer with IPv6 addresses, which
@@ -109,6 +113,8 @@ impl Environment {
             config_path: variable("CAJE_CONFIG").map(PathBuf::from),
             admin_host: admin_host.to_owned(),
             peers,
+            admin_token: variable("CAJE_ADMIN_TOKEN")
+                .map(|token| token::of_environment(token.trim())),
         }
     }
 }

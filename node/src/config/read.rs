@@ -99,7 +99,7 @@ impl Findings {
 fn heading(section: &str) -> String {
     match section {
         "" => "the top of the file".to_owned(),
-        "origin" => "[[origin]]".to_owned(),
+        "origin" | "admin.token" => format!("[[{section}]]"),
         section => format!("[{section}]"),
     }
 }
@@ -178,6 +178,15 @@ impl<'f, 't> Section<'f, 't> {
 
     /// The tables of `[[key]]`. An absent list asks for the keys all the same, of an empty table.
     pub(super) fn sections(&self, key: &'static str) -> Vec<Section<'f, 't>> {
+        self.sections_named(key, key)
+    }
+
+    /// Like [`Section::sections`], where their whole name is `name`.
+    pub(super) fn sections_named(
+        &self,
+        key: &'static str,
+        name: &'static str,
+    ) -> Vec<Section<'f, 't>> {
         let Some(value) = self.find(key) else {
             return Vec::new();
         };
@@ -185,21 +194,21 @@ impl<'f, 't> Section<'f, 't> {
             let wrong = Wrong::new(format!("`{key}` is a list of sections"));
             self.findings.report(
                 span,
-                wrong.hint(format!("write [[{key}]], with two brackets")),
+                wrong.hint(format!("write [[{name}]], with two brackets")),
             );
         };
         let DeValue::Array(array) = value.get_ref() else {
             wrong(value.span());
             // What the one table says is checked as if it were in the list.
             let table = value.get_ref().as_table();
-            return vec![Section::new(self.findings, key, table, value.span())];
+            return vec![Section::new(self.findings, name, table, value.span())];
         };
         let tables = array.iter().filter_map(|element| {
             let table = element.get_ref().as_table();
             if table.is_none() {
                 wrong(element.span());
             }
-            table.map(|table| Section::new(self.findings, key, Some(table), element.span()))
+            table.map(|table| Section::new(self.findings, name, Some(table), element.span()))
         });
         tables.collect()
     }

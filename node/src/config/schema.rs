@@ -7,6 +7,7 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 use super::read::{Findings, Section};
+use super::token::{self, MIN_TOKEN};
 use super::value::{self, Read, Wrong, show_size};
 use super::*;
 use crate::origin::{Tls, TlsOptions};
@@ -93,7 +94,7 @@ pub(super) fn default_cdn_id(name: &str, listen: &[Address], dir: &Path) -> Stri
 fn read(top: &Section, findings: &Findings, environment: &Environment) -> Config {
     let mut node = node(&top.section("node"), environment);
     let admin_section = top.section("admin");
-    let admin = admin(&admin_section, environment);
+    let admin = admin(&admin_section, findings, environment);
     let collides = |address: &&Address| shares_a_socket(address, &admin.listen);
     if let Some(address) = node.listen.iter().find(collides) {
         let wrong = Wrong::new(format!("clients already connect to {address}"));
@@ -201,13 +202,79 @@ fn shares_a_socket(a: &Address, b: &Address) -> bool {
     a.port == b.port && a.port != 0 && (a.host == b.host || any(a) || any(b))
 }
 
-fn admin(section: &Section, environment: &Environment) -> Admin {
+fn admin(section: &Section, findings: &Findings, environment: &Environment) -> Admin {
     let default = Address {
         host: environment.admin_host.clone(),
         port: 9180,
     };
+    let listed = section.sections_named("token", "admin.token");
+    if listed.is_empty() {
+        // Its keys become known all the same, for "did you mean".
+        admin_token(&Section::absent(findings, "admin.token"));
+    }
+    let mut tokens: Vec<Token> = Vec::new();
+    for section in &listed {
+        let errors_before = findings.count();
+        let this = admin_token(section);
+        if findings.count() > errors_before {
+            continue;
+        }
+        if let Some(other) = tokens.iter().find(|other| other.name == this.name) {
+            let reason = format!("there is another token called `{}`", other.name);
+            section.reject("name", Wrong::new(reason));
+        }
+        tokens.push(this);
+    }
+    match environment.admin_token {
+        Some(Ok(hash)) => tokens.push(Token {
+            name: "CAJE_ADMIN_TOKEN".into(),
+            hash,
+            scopes: vec![Scope::Read, Scope::Purge, Scope::Admin],
+        }),
+        Some(Err(token::TooShort)) => {
+            let reason = format!("CAJE_ADMIN_TOKEN has fewer than {MIN_TOKEN} characters");
+            let wrong = Wrong::new(reason);
+            section.reject(
+                "token",
+                wrong.hint(
+                    "take the one that `caje-node token new --name NAME --scope admin` prints",
+                ),
+            );
+        }
+        None => {}
+    }
     Admin {
         listen: section.or("listen", value::address, default),
+        public: section.or("public", value::boolean, false),
+        hosts: section
+            .list("hosts", value::host_pattern)
+            .unwrap_or_default(),
+        tokens,
+    }
+}
+
+fn admin_token(section: &Section) -> Token {
+    for key in ["name", "hash", "scopes"] {
+        if section.is_present() && !section.has(key) {
+            let wrong = Wrong::new(format!("this token has no `{key}`"));
+            section.reject(
+                key,
+                wrong.hint("make one with `caje-node token new --name NAME --scope read`"),
+            );
+        }
+    }
+    const SCOPES: &[(&str, Scope)] = &[
+        ("read", Scope::Read),
+        ("purge", Scope::Purge),
+        ("admin", Scope::Admin),
+        ("node", Scope::Node),
+    ];
+    Token {
+        name: section.or("name", value::name, String::new()),
+        hash: section.or("hash", token::hash, TokenHash::of("")),
+        scopes: section
+            .list("scopes", value::one_of(SCOPES))
+            .unwrap_or_default(),
     }
 }
 
@@ -484,6 +551,7 @@ pub(super) mod tests {
             config_path: None,
             admin_host: "127.0.0.1".into(),
             peers: None,
+            admin_token: None,
         }
     }
 
@@ -659,6 +727,44 @@ store_set_cookie = \"true\"
     }
 
     #[test]
+    fn tokens_of_operators() {
+        let hash = TokenHash::of("caje_0123456789abcdef0123456789");
+        let text =
+            format!("{ORIGIN}[[admin.token]]\nname='ci'\nhash='{hash}'\nscopes=['read','purge']\n");
+        let config = load(&text).unwrap();
+        assert_eq!(config.admin.tokens[0].scopes, [Scope::Read, Scope::Purge]);
+        let wrong = format!("{ORIGIN}[[admin.token]]\nname='ci'\nhsh='x'\nscopes=['reed']\n");
+        assert_eq!(
+            errors(&wrong),
+            [
+                "4:1 this token has no `hash` = make one with `caje-node token new --name NAME --scope read`",
+                "6:1 there is no setting `hsh` in [[admin.token]] = did you mean `hash`?",
+                "7:9 `reed` is none of read, purge, admin, node = did you mean \"read\"?",
+            ]
+        );
+        let with = |token: &str| {
+            let admin_token = Some(token::of_environment(token));
+            let environment = Environment {
+                admin_token,
+                ..environment()
+            };
+            parse(ORIGIN, Path::new("caje.toml"), &environment)
+        };
+        assert!(
+            with("secret")
+                .unwrap_err()
+                .to_string()
+                .contains("CAJE_ADMIN_TOKEN")
+        );
+        let tokens = with("caje_0123456789abcdef0123456789")
+            .unwrap()
+            .admin
+            .tokens;
+        assert_eq!(tokens[0].hash, hash);
+        assert!(!tokens[0].scopes.contains(&Scope::Node));
+    }
+
+    #[test]
     fn the_one_line_proxy() {
         let proxy = |listen, url, dir| Config::proxy_in(listen, url, dir, &environment());
         let config = proxy(":8080", "https://example.com", None).unwrap();
@@ -744,14 +850,18 @@ store_set_cookie = \"true\"
         let example = full_example();
         let document = DeTable::parse(&example).unwrap();
         for key in &keys {
-            let (section, key) = key.split_once('.').unwrap();
-            let value = document.get_ref().get(section).unwrap().get_ref();
-            let table = value
-                .as_table()
-                .or_else(|| value.as_array()?.first()?.get_ref().as_table());
+            let mut table = document.get_ref();
+            let (sections, last) = key.rsplit_once('.').unwrap();
+            for section in sections.split('.') {
+                let value = table.get(section).unwrap().get_ref();
+                let inner = value
+                    .as_table()
+                    .or_else(|| value.as_array()?.first()?.get_ref().as_table());
+                table = inner.unwrap();
+            }
             assert!(
-                table.unwrap().contains_key(key),
-                "docs/caje.example.toml does not show {section}.{key}"
+                table.contains_key(last),
+                "docs/caje.example.toml does not show {key}"
             );
         }
     }

@@ -138,6 +138,13 @@ impl Memory {
         });
     }
 
+    /// Lets go of everything. Gives the bytes it had.
+    pub(crate) fn clear(&self) -> u64 {
+        let bytes = self.cache.weight();
+        self.cache.clear();
+        bytes
+    }
+
     /// Bytes held now.
     pub(crate) fn bytes(&self) -> u64 {
         self.cache.weight()

@@ -412,7 +412,7 @@ fn read_purges(connection: &Connection) -> rusqlite::Result<Vec<PurgeRow>> {
             hard: row.get::<_, i64>(1)?.cast_unsigned(),
             soft: row.get::<_, i64>(2)?.cast_unsigned(),
         };
-        if row.get::<_, i64>(3)? != purge_crc(&read).into() {
+        if row.get::<_, i64>(3)? != i64::from(purge_crc(&read)) {
             return Err(rusqlite::Error::InvalidQuery);
         }
         purges.push(read);
@@ -444,7 +444,7 @@ fn read_rows(connection: &Connection, block_bytes: u64) -> rusqlite::Result<Rows
             last_use: u32::try_from(row.get::<_, i64>(5)?).unwrap_or_default(),
             blocks: Vec::new(),
         };
-        let believed = row.get::<_, i64>(3)? == row_crc(body, key, head).into()
+        let believed = row.get::<_, i64>(3)? == i64::from(row_crc(body, key, head))
             && row
                 .get_ref(6)?
                 .as_blob_or_null()?
