@@ -7,7 +7,7 @@ use std::fs;
 use std::time::Instant;
 
 use caje_node::block::{BlockIndex, BlockSize};
-use caje_node::store::{self, GrowingBlock, Recovered, Settings, Store, StoreEvents};
+use caje_node::store::{self, Facts, GrowingBlock, Recovered, Settings, Store, StoreEvents};
 use nix::sys::resource::{Usage, UsageWho, getrusage};
 
 /// Opens the store as a node does at start.
@@ -66,7 +66,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             block.append(&body);
             store.put(&object, BlockIndex(0), block).await;
             let key = format!("http://www.example.com/images/some/path/{number}");
-            store.publish(&object, key.as_bytes(), head.clone().into());
+            store.publish(
+                &object,
+                key.as_bytes(),
+                head.clone().into(),
+                Facts::default(),
+            );
         }
         store.flush().await;
         println!(
@@ -102,7 +107,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let length = u64::from(blocks) << 18;
         let large = store.create();
         large.set_length(length);
-        store.publish(&large, b"large", Box::default());
+        store.publish(&large, b"large", Box::default(), Facts::default());
         let piece = [1; 16 << 10];
         let start = Instant::now();
         let mut peak = String::new();

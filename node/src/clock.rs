@@ -2,6 +2,9 @@
 //!
 //! Ages and lifetimes must not jump when the machine's wall clock is set (by minutes or by years), so
 //! it is read once. A node that is started anew takes the wall clock as it then is.
+//!
+//! What nodes tell one another is stamped by a [`HybridClock`]: wall time as long as all clocks agree, and
+//! in any case later than all that was seen before.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,64 +45,93 @@ pub fn now_secs() -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-/// A hybrid logical clock's reading: milliseconds since 1970 in the upper 48 bits, a counter in the
-/// lower 16.
+/// A hybrid logical clock's reading: milliseconds since 1970 in the upper 48 bits, a counter in the lower 16.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 pub struct Stamp(pub u64);
 
 impl Stamp {
+    /// No clock comes near it, and later ones are not believed: the year 4199.
+    pub const MAX: Stamp = Stamp(1 << 62);
+
     /// The wall time in it.
     pub fn time(self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_millis(self.0 >> 16)
+        UNIX_EPOCH + Duration::from_millis(self.millis())
+    }
+
+    /// Milliseconds since 1970.
+    pub fn millis(self) -> u64 {
+        self.0 >> 16
     }
 }
 
-/// One per node: its readings only grow, also over a restart ([`HybridClock::witness`] what was
-/// persisted) and beside nodes whose clocks are ahead.
+/// One per node: its readings only grow, also over a restart (`witness` what was persisted) and beside nodes
+/// whose clocks are ahead.
 #[derive(Debug, Default)]
 pub struct HybridClock {
     last: AtomicU64,
 }
 
 impl HybridClock {
-    pub fn new() -> HybridClock {
-        HybridClock::default()
+    pub fn new() -> Self {
+        Self::default()
     }
 
-    /// A reading that nobody has had: greater than all before and than all that were witnessed.
+    /// A reading that is later than all before it, and than all that was witnessed.
     pub fn tick(&self) -> Stamp {
-        let since = now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let wall = (since.as_millis() as u64) << 16;
-        let next = |last: u64| wall.max(last.saturating_add(1));
-        let before = self
-            .last
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(next(last)));
-        Stamp(next(before.unwrap_or_else(|last| last)))
+        self.tick_at(now())
     }
 
-    /// Readings from now on are greater than this one.
+    fn tick_at(&self, now: SystemTime) -> Stamp {
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall = u64::try_from(since.as_millis()).unwrap_or(u64::MAX) << 16;
+        let next = |last: u64| wall.min(Stamp::MAX.0).max(last + 1);
+        let last = self
+            .last
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+                Some(next(last))
+            });
+        // Both arms are the value before.
+        Stamp(next(last.unwrap_or_else(|last| last)))
+    }
+
+    /// Readings from here on are later than `seen`. One beyond [`Stamp::MAX`] is not believed.
     pub fn witness(&self, seen: Stamp) {
-        self.last.fetch_max(seen.0, Ordering::AcqRel);
+        if seen <= Stamp::MAX {
+            self.last.fetch_max(seen.0, Ordering::Relaxed);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{HybridClock, Stamp};
+    use std::time::{Duration, UNIX_EPOCH};
 
     #[test]
-    fn readings_only_grow() {
+    fn stamps_only_grow() {
         let clock = HybridClock::new();
-        let first = clock.tick();
-        assert!(clock.tick() > first);
-        let ahead = Stamp(first.0 + (3_600_000 << 16));
-        clock.witness(ahead);
-        assert!(clock.tick() > ahead);
-        clock.witness(first);
-        assert!(clock.tick() > ahead);
-        let apart = first.time().duration_since(now()).unwrap_or_default();
-        assert!(apart < Duration::from_secs(1));
+        let at = |ms| UNIX_EPOCH + Duration::from_millis(ms);
+        let first = clock.tick_at(at(5));
+        assert_eq!(first, Stamp(5 << 16));
+        // The same millisecond, and a wall clock that was set back.
+        assert_eq!(clock.tick_at(at(5)), Stamp((5 << 16) + 1));
+        assert_eq!(clock.tick_at(at(3)), Stamp((5 << 16) + 2));
+        assert_eq!(clock.tick_at(at(6)).millis(), 6);
+    }
+
+    #[test]
+    fn another_node_s_clock_may_be_ahead_but_not_without_end() {
+        let clock = HybridClock::new();
+        clock.witness(Stamp(9 << 16));
+        assert_eq!(
+            clock.tick_at(UNIX_EPOCH + Duration::from_millis(2)),
+            Stamp((9 << 16) + 1)
+        );
+        clock.witness(Stamp(u64::MAX));
+        assert_eq!(clock.tick_at(UNIX_EPOCH), Stamp((9 << 16) + 2));
+        clock.witness(Stamp::MAX);
+        assert!(clock.tick() > Stamp::MAX);
     }
 }

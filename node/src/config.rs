@@ -44,6 +44,7 @@ pub struct Config {
     pub node: Node,
     pub admin: Admin,
     pub store: Store,
+    pub manifest: Manifest,
     pub limits: Limits,
     pub log: Log,
     /// At least one, with different names. In the order of the file.
@@ -96,6 +97,27 @@ pub enum Io {
     Auto,
     Uring,
     Blocking,
+}
+
+/// `[manifest]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Manifest {
+    pub engine: Engine,
+    /// Where all nodes' databases are. `None`: in the store's directory, or LiteFS's usual mount.
+    pub dir: Option<PathBuf>,
+    /// The HTTP server of this machine's LiteFS.
+    pub litefs: Address,
+    /// This node's name as an author. `None`: the node's name.
+    pub node: Option<String>,
+    /// Resources that this node records.
+    pub max_rows: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// A folder that the nodes of one host share, or that one has for itself.
+    Local,
+    LiteFs,
 }
 
 /// `[limits]`: what a client may cost.
@@ -291,6 +313,9 @@ impl Config {
         }
         if self.store != new.store {
             sections.push("store");
+        }
+        if self.manifest != new.manifest {
+            sections.push("manifest");
         }
         let connections =
             |limits: &Limits| (limits.max_connections, limits.max_connections_per_address);

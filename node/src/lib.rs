@@ -17,8 +17,11 @@ pub mod proxy;
 
 pub mod cache;
 
+pub mod manifest;
 pub mod origin;
 pub mod store;
+
+pub mod cluster;
 
 pub mod block;
 pub mod clock;

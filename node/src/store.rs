@@ -163,6 +163,15 @@ pub struct PurgeRow {
     pub soft: u64,
 }
 
+/// What others look up in the index of an object, without its head. It means nothing here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Seconds since 1970 from which the response is stale.
+    pub stale_at: u64,
+    /// Tells the objects of one key apart; 0 where there is only one.
+    pub variant: i64,
+}
+
 /// Why there is no store.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -574,8 +583,8 @@ impl Store {
 
     /// Gives the object a row in the index, or a new head: from now on what is written of it is
     /// found after a restart. The row follows within [`Settings::index_delay`].
-    pub fn publish(&self, object: &Arc<Object>, key: &[u8], head: Box<[u8]>) {
-        self.shared().publish(object, key.into(), head);
+    pub fn publish(&self, object: &Arc<Object>, key: &[u8], head: Box<[u8]>, facts: Facts) {
+        self.shared().publish(object, key.into(), head, facts);
     }
 
     /// The purges that were recorded before the start. Given out once.
@@ -1010,7 +1019,13 @@ impl Shared {
         }
     }
 
-    fn publish(self: &Arc<Self>, object: &Arc<Object>, key: Box<[u8]>, head: Box<[u8]>) {
+    fn publish(
+        self: &Arc<Self>,
+        object: &Arc<Object>,
+        key: Box<[u8]>,
+        head: Box<[u8]>,
+        facts: Facts,
+    ) {
         let mut state = object.state.lock();
         if object.is_gone() {
             return;
@@ -1027,6 +1042,7 @@ impl Shared {
                 object: object.clone(),
                 key,
                 head,
+                facts,
             });
         }
         drop(state);

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use litefs::{Event, Events, Position, Stopper};
 use nix::sys::signal::{Signal, kill};
@@ -113,7 +113,13 @@ pub struct Hand {
 impl Hand {
     /// `binary` is `env!("CARGO_BIN_EXE_litefs_hand")`, which only a test knows.
     pub fn start(binary: &str) -> Hand {
+        Hand::start_with(binary, &[])
+    }
+
+    /// A process with arguments, which takes orders in the same way.
+    pub fn start_with(binary: &str, arguments: &[&str]) -> Hand {
         let mut child = Command::new(binary)
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -145,8 +151,13 @@ impl Hand {
 
     /// What came of the last order, in a word and what belongs to it.
     pub fn answer(&mut self) -> String {
-        let answer = self.answers.recv_timeout(PATIENCE);
-        answer.unwrap_or_else(|error| panic!("waited {PATIENCE:?} for a hand: {error}"))
+        self.answer_within(PATIENCE)
+    }
+
+    /// The same for an order that takes its time.
+    pub fn answer_within(&mut self, limit: Duration) -> String {
+        let answer = self.answers.recv_timeout(limit);
+        answer.unwrap_or_else(|error| panic!("waited {limit:?} for a hand: {error}"))
     }
 
     /// An order and what comes of it.

@@ -11,6 +11,7 @@ mod http2;
 mod lies;
 mod limits;
 mod litefs;
+mod manifest;
 mod operations;
 mod origins;
 mod proxying;

@@ -58,10 +58,7 @@ fn yaml<'t>(text: &'t str, key: &str) -> &'t str {
 /// A file of settings of this repository, as a node reads it.
 fn settings(file: &str) -> Config {
     let environment = caje_node::config::Environment::of_process();
-    let mut table = table(file);
-    if !Config::keys().contains(&"manifest.engine".to_owned()) {
-        table.remove("manifest");
-    }
+    let table = table(file);
     let config = Config::parse(&table.to_string(), Path::new(file), &environment);
     config.unwrap_or_else(|errors| panic!("{errors}"))
 }

@@ -216,6 +216,8 @@ async fn what_is_gone_is_not_served_stale_either() {
     node.get("/a").await.expect(503);
     assert_eq!(origin.last_request("/a").header("if-none-match"), None);
     origin.refuse().await;
+    origin.kill_connections();
+    origin.wait_open_connections(0).await;
     node.get("/a").await.expect(502);
 }
 

@@ -13,7 +13,8 @@ const LAYERS: &[&[&str]] = &[
     &["config"],
     &["proxy"],
     &["cache"],
-    &["store", "origin"],
+    &["manifest", "store", "origin"],
+    &["cluster"],
     &["semantics", "block", "wire", "telemetry", "clock", "tasks"],
 ];
 

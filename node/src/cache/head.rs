@@ -12,6 +12,7 @@ use crate::semantics::conditional::Validators;
 use crate::semantics::freshness::Freshness;
 use crate::semantics::tags::Tags;
 use crate::semantics::vary::{VariantKey, VarySpec};
+use crate::store::Facts;
 
 /// First bytes of an encoded head; another version is not read, and its response is a miss.
 const FORMAT: [u8; 4] = *b"cjh2";
@@ -59,6 +60,24 @@ pub struct Head {
     pub tags: Tags,
     /// The delivered fields as HTTP/1 lines, each ended by CRLF.
     lines: Bytes,
+}
+
+/// The same for the same variant on every node, and 0 for a response that does not vary: how the manifest and the
+/// index name it.
+pub fn variant_number(vary: &VarySpec, variant: &VariantKey) -> i64 {
+    if vary.is_empty() {
+        return 0;
+    }
+    let mut hasher = blake3::Hasher::new();
+    for field in vary.fields() {
+        hasher.update(field.as_bytes());
+        hasher.update(b",");
+    }
+    hasher.update(&[0]);
+    hasher.update(variant.as_bytes());
+    let mut number = [0; 8];
+    hasher.finalize_xof().fill(&mut number);
+    i64::from_le_bytes(number)
 }
 
 /// What stands in the index: postcard after [`FORMAT`], followed by [`Asked`], guarded by the row's own
@@ -124,6 +143,17 @@ impl Head {
 
     pub fn delivers(name: &HeaderName) -> bool {
         !Head::UNDELIVERED.contains(name)
+    }
+
+    /// What the index says of it in the open.
+    pub fn facts(&self, now: SystemTime) -> Facts {
+        let now_secs = now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        Facts {
+            stale_at: now_secs.saturating_add_signed(self.freshness.ttl(now)),
+            variant: variant_number(&self.vary, &self.variant),
+        }
     }
 
     pub fn encode(&self) -> Box<[u8]> {

@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use crate::cache::body::Body;
 use crate::cache::head::Head;
 use crate::cache::purge::{Ledger, Purge, Purges, Verdict};
-use crate::clock::Stamp;
+use crate::clock::{self, Stamp};
 use crate::semantics::key::{CacheKey, DigestHashing, Scheme};
 use crate::semantics::vary::VariantKey;
 use crate::store::{Object, PurgeRow, Recovered, Store};
@@ -340,8 +340,9 @@ impl Residency {
     /// Gives a stored response an index row, so that it is found after a restart.
     pub fn persist(&self, stored: &Stored) {
         let head = stored.head.encode();
+        let facts = stored.head.facts(clock::now());
         self.store
-            .publish(&stored.body.object, stored.key.as_bytes(), head);
+            .publish(&stored.body.object, stored.key.as_bytes(), head, facts);
     }
 
     fn place(&self, stored: Arc<Stored>, before: Option<&Stored>, mark: &Mark) -> Insertion {

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{AccessFormat, Config, HostHeader, Http2, Io, Limits, Origin, Scheme};
+use super::{AccessFormat, Config, Engine, HostHeader, Http2, Io, Limits, Origin, Scheme};
 use crate::block::BlockSize;
 use crate::cache::OriginRules;
+use crate::cluster::{self, ClusterError};
+use crate::manifest;
 use crate::origin::{self, Tls, TlsError, TlsOptions};
 use crate::store::{self, IoMode};
 use crate::telemetry::{Format, Metrics, Sink};
@@ -34,6 +36,36 @@ impl Config {
             max_objects: settings.max_objects,
             ..defaults
         }
+    }
+
+    /// Where this node's manifest is, and as whom it writes.
+    pub fn manifest_settings(&self) -> manifest::Settings {
+        let node = self.manifest.node.as_ref().unwrap_or(&self.node.name);
+        manifest::Settings {
+            max_rows: self.manifest.max_rows,
+            ..manifest::Settings::new(self.store.dir.join("manifest"), node)
+        }
+    }
+
+    /// What brings the manifest to the other nodes. BLOCKING.
+    ///
+    /// # Errors
+    /// [`ClusterError::Io`], when there is no such folder and none can be made.
+    pub fn manifest_engine(&self) -> Result<Arc<dyn cluster::Engine>, ClusterError> {
+        let dir = self.manifest.dir.as_deref();
+        Ok(match self.manifest.engine {
+            Engine::Local => {
+                let own = self.store.dir.join("manifest");
+                Arc::new(cluster::Local::open(dir.unwrap_or(&own))?)
+            }
+            Engine::LiteFs => {
+                let mount = dir.unwrap_or("/litefs".as_ref());
+                Arc::new(cluster::LiteFs::new(
+                    mount,
+                    &self.manifest.litefs.to_string(),
+                ))
+            }
+        })
     }
 
     /// The origins in their order: an index of [`Routes`](super::Routes) is one of this list. Reads

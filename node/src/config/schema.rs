@@ -101,6 +101,7 @@ fn read(top: &Section, findings: &Findings, environment: &Environment) -> Config
         admin_section.reject("listen", wrong.hint("give the admin listener another port"));
     }
     let store = store(&top.section("store"), environment);
+    let manifest = manifest(&top.section("manifest"));
     let limits = limits(&top.section("limits"));
     let log = log(&top.section("log"), environment);
     if node.cdn_id.is_empty() {
@@ -148,6 +149,7 @@ fn read(top: &Section, findings: &Findings, environment: &Environment) -> Config
         node,
         admin,
         store,
+        manifest,
         limits,
         log,
         origins,
@@ -307,6 +309,31 @@ fn store(section: &Section, environment: &Environment) -> Store {
         }
     }
     store
+}
+
+fn manifest(section: &Section) -> Manifest {
+    let author = |value: &DeValue| {
+        let name = value::name(value)?;
+        if name.is_empty() {
+            return Err(Wrong::new("a node needs a name of its own"));
+        }
+        Ok(name)
+    };
+    let engines = &[("local", Engine::Local), ("litefs", Engine::LiteFs)];
+    Manifest {
+        engine: section.or("engine", value::one_of(engines), Engine::Local),
+        dir: section.get("dir", value::path),
+        litefs: section.or(
+            "litefs",
+            value::address,
+            Address {
+                host: "localhost".into(),
+                port: 20202,
+            },
+        ),
+        node: section.get("node", author),
+        max_rows: section.or("max_rows", value::count(1, 10_000_000), 100_000) as usize,
+    }
 }
 
 fn block_size(value: &DeValue) -> Read<u32> {

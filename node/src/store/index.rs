@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 
 use super::io::Faults;
 use super::object::Object;
-use super::{Metrics, PurgeRow, Shared};
+use super::{Facts, Metrics, PurgeRow, Shared};
 
 /// Rows in a batch, at most.
 const BATCH_ROWS: usize = 4096;
@@ -40,6 +40,7 @@ pub(super) enum Message {
         object: Arc<Object>,
         key: Box<[u8]>,
         head: Box<[u8]>,
+        facts: Facts,
     },
     Changed(Arc<Object>),
     Delete(Arc<Object>),
@@ -93,12 +94,12 @@ pub(super) fn purge_crc(row: &PurgeRow) -> u32 {
     hasher.finalize()
 }
 
-type KeyAndHead = (Box<[u8]>, Box<[u8]>);
+type Published = (Box<[u8]>, Box<[u8]>, Facts);
 
 struct Row {
     object: Arc<Object>,
-    /// Key and head, when they are new.
-    published: Option<KeyAndHead>,
+    /// Key, head and facts, when they are new.
+    published: Option<Published>,
     groups: BTreeSet<u32>,
     deleted: bool,
 }
@@ -129,8 +130,13 @@ impl Batch {
 
     fn add(&mut self, message: Message) {
         match message {
-            Message::Publish { object, key, head } => {
-                self.row(object).published = Some((key, head));
+            Message::Publish {
+                object,
+                key,
+                head,
+                facts,
+            } => {
+                self.row(object).published = Some((key, head, facts));
             }
             Message::Changed(object) => {
                 self.row(object);
@@ -333,14 +339,17 @@ fn write_row(connection: &Connection, body: u64, row: &Row) -> rusqlite::Result<
         return Ok(());
     }
     let length = row.object.length().map(u64::cast_signed);
-    if let Some((key, head)) = &row.published {
+    let held = row.object.disk_bytes().cast_signed();
+    if let Some((key, head, facts)) = &row.published {
         let last_use = row.object.take_unsaved_use().unwrap_or_default();
         connection
             .prepare_cached(
-                "INSERT INTO object (body, key, head, crc, length, last_use, blocks)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                "INSERT INTO object
+                     (body, key, head, crc, length, last_use, blocks, held, stale_at, variant)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
                  ON CONFLICT (body) DO UPDATE SET key = ?2, head = ?3, crc = ?4, length = ?5,
-                     last_use = max(last_use, ?6), blocks = ?7",
+                     last_use = max(last_use, ?6), blocks = ?7, held = ?8, stale_at = ?9,
+                     variant = ?10",
             )?
             .execute(params![
                 id,
@@ -349,12 +358,17 @@ fn write_row(connection: &Connection, body: u64, row: &Row) -> rusqlite::Result<
                 row_crc(body, key, head),
                 length,
                 last_use,
-                row.object.encode_group(0)
+                row.object.encode_group(0),
+                held,
+                facts.stale_at.cast_signed(),
+                facts.variant
             ])?;
     } else {
         connection
-            .prepare_cached("UPDATE object SET length = ?2, blocks = ?3 WHERE body = ?1")?
-            .execute(params![id, length, row.object.encode_group(0)])?;
+            .prepare_cached(
+                "UPDATE object SET length = ?2, blocks = ?3, held = ?4 WHERE body = ?1",
+            )?
+            .execute(params![id, length, row.object.encode_group(0), held])?;
     }
     for group in row.groups.range(1..) {
         match row.object.encode_group(*group) {

@@ -440,6 +440,16 @@ impl Object {
         std::mem::take(&mut state.dirty_groups)
     }
 
+    /// Bytes of the body on disk.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        let state = self.state.lock();
+        let on_disk = |slot: &Slot| match slot {
+            Slot::Disk(extent) => u64::from(extent.bytes),
+            _ => 0,
+        };
+        state.slots.iter().map(|(_, slot)| on_disk(slot)).sum()
+    }
+
     /// A group of blocks as stored, or `None` when none of them is on disk.
     pub(super) fn encode_group(&self, group: u32) -> Option<Vec<u8>> {
         let state = self.state.lock();

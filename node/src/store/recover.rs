@@ -58,6 +58,14 @@ const MIGRATIONS: &[M<'static>] = &[
          crc INTEGER NOT NULL
      ) STRICT, WITHOUT ROWID;",
     ),
+    // `held`: bytes on disk, NULL in rows from before. What these are for is asked elsewhere: what of the
+    // manifest this disk holds.
+    M::up(
+        "ALTER TABLE object ADD COLUMN held INTEGER;
+         ALTER TABLE object ADD COLUMN stale_at INTEGER NOT NULL DEFAULT 0;
+         ALTER TABLE object ADD COLUMN variant INTEGER NOT NULL DEFAULT 0;
+         CREATE INDEX object_key ON object (key);",
+    ),
 ];
 
 #[derive(Debug, thiserror::Error)]
@@ -195,6 +203,7 @@ impl Directory {
             );
             delete_rows(&mut self.index, &bad)?;
         }
+        count_held(&mut self.index, &rows)?;
         Ok(Scan {
             rows,
             map,
@@ -567,6 +576,29 @@ fn drop_misplaced(rows: &mut Vec<Row>, bad: &mut Vec<u64>, map: &mut PageMap, ge
     bad.extend(doubtful);
     let claimed = all(rows, map);
     debug_assert!(claimed, "every row that shares pages has been dropped");
+}
+
+/// Writes down what rows hold that were written before there was a place for it.
+fn count_held(connection: &mut Connection, rows: &[Row]) -> rusqlite::Result<()> {
+    let any: bool = connection.query_row(
+        "SELECT EXISTS (SELECT 1 FROM object WHERE held IS NULL)",
+        [],
+        |row| row.get(0),
+    )?;
+    if !any {
+        return Ok(());
+    }
+    let transaction = connection.transaction()?;
+    {
+        let mut update =
+            transaction.prepare("UPDATE object SET held = ?2 WHERE body = ?1 AND held IS NULL")?;
+        for row in rows {
+            let blocks = row.blocks.iter();
+            let held: u64 = blocks.map(|(_, extent)| u64::from(extent.bytes)).sum();
+            update.execute(params![row.body.cast_signed(), held.cast_signed()])?;
+        }
+    }
+    transaction.commit()
 }
 
 fn delete_rows(connection: &mut Connection, bodies: &[u64]) -> rusqlite::Result<()> {

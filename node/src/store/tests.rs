@@ -113,7 +113,12 @@ async fn store_body(store: &Store, name: u64, length: u64) -> Arc<Object> {
         let bytes = block_bytes(name, block, length);
         store.put(&object, BlockIndex(block), growing(&bytes)).await;
     }
-    store.publish(&object, &name.to_le_bytes(), Box::from(&b"head"[..]));
+    store.publish(
+        &object,
+        &name.to_le_bytes(),
+        Box::from(&b"head"[..]),
+        Facts::default(),
+    );
     object
 }
 
@@ -876,6 +881,60 @@ fn threads_without_a_ring_and_with_one_read_the_same_store() {
     });
 }
 
+/// The index says in the open what is on disk, also of rows from before it did.
+#[test]
+fn what_is_held_stands_in_the_index() {
+    let dir = TempDir::new();
+    let length = 300 * BLOCK + 3;
+    let held = || -> Vec<(Option<i64>, i64, i64, i64)> {
+        let index = rusqlite::Connection::open(dir.index()).unwrap();
+        let mut rows = index
+            .prepare("SELECT length, held, stale_at, variant FROM object ORDER BY body")
+            .unwrap();
+        rows.query_map([], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        })
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap()
+    };
+    let whole = (Some(length as i64), length as i64, 0, 0);
+    ring_on(async {
+        let (store, _) = open(dir.cold_settings());
+        store_body(&store, 1, length).await;
+        let part = store.create();
+        part.set_length(length);
+        let facts = Facts {
+            stale_at: 7,
+            variant: -8,
+        };
+        store.publish(&part, &2u64.to_le_bytes(), Box::default(), facts);
+        store.flush().await;
+        assert_eq!(held(), [whole, (Some(length as i64), 0, 7, -8)]);
+        let bytes = block_bytes(2, 299, length);
+        store.put(&part, BlockIndex(299), growing(&bytes)).await;
+        store.flush().await;
+        assert_eq!(held()[1], (Some(length as i64), BLOCK as i64, 7, -8));
+    });
+    let before = held();
+    let index = rusqlite::Connection::open(dir.index()).unwrap();
+    index
+        .execute_batch(
+            "DROP INDEX object_key;
+             ALTER TABLE object DROP COLUMN held;
+             ALTER TABLE object DROP COLUMN stale_at;
+             ALTER TABLE object DROP COLUMN variant;
+             PRAGMA user_version = 2",
+        )
+        .unwrap();
+    drop(index);
+    let (_store, rows) = open(dir.cold_settings());
+    assert_eq!(rows.len(), 2);
+    let after: Vec<_> = held().into_iter().map(|row| (row.0, row.1)).collect();
+    let before: Vec<_> = before.into_iter().map(|row| (row.0, row.1)).collect();
+    assert_eq!(after, before);
+}
+
 #[test]
 fn a_long_body_has_several_groups() {
     let dir = TempDir::new();
@@ -884,12 +943,22 @@ fn a_long_body_has_several_groups() {
         let (store, _) = open(dir.cold_settings());
         let object = store.create();
         object.set_length(length);
-        store.publish(&object, &1u64.to_le_bytes(), Box::from(&b"head"[..]));
+        store.publish(
+            &object,
+            &1u64.to_le_bytes(),
+            Box::from(&b"head"[..]),
+            Facts::default(),
+        );
         for block in (0..701).rev().step_by(2).chain((1..700).step_by(2)) {
             let bytes = block_bytes(1, block, length);
             store.put(&object, BlockIndex(block), growing(&bytes)).await;
         }
-        store.publish(&object, &1u64.to_le_bytes(), Box::from(&b"new head"[..]));
+        store.publish(
+            &object,
+            &1u64.to_le_bytes(),
+            Box::from(&b"new head"[..]),
+            Facts::default(),
+        );
         store.flush().await;
         check_body(&store, &object, 1).await;
     });
@@ -970,6 +1039,7 @@ fn random_operations(seed: u64, steps: usize) {
                     &object,
                     &u64::to_le_bytes(names),
                     length.to_le_bytes().into(),
+                    Facts::default(),
                 );
                 live.insert(names, Believed { object, length });
             }

@@ -1,0 +1,284 @@
+//! The databases in the shared folder: writing one's own, reading anybody's.
+//!
+//! Each call opens the file, does one short thing and closes it: a read transaction that stays open holds up the
+//! replication of all databases, and a mount that came back is another file.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, params};
+use rusqlite_migration::{M, Migrations};
+
+use super::local::Outgoing;
+use super::rows::Row;
+use crate::clock::{HybridClock, Stamp};
+use crate::cluster::Turn;
+
+/// The versions of an author's database, oldest first; a published one is never changed. Readers must find
+/// `owner` and `entry` with the columns of the first in every one.
+pub(super) const MIGRATIONS: &[M<'static>] = &[M::up(include_str!("author.sql"))];
+
+/// How long a statement waits for another process's.
+const BUSY: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AuthorError {
+    /// Somebody else writes under our name.
+    #[error("the database belongs to another process of the same name (instance {0})")]
+    Usurped(String),
+    #[error("the database was made by a later version of caje")]
+    Newer,
+    /// Nothing was committed.
+    #[error("the lock's time ran out")]
+    Late,
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+impl AuthorError {
+    /// Whether the file is at fault, and can only be made anew.
+    pub(super) fn is_damage(&self) -> bool {
+        let Self::Sqlite(error) = self else {
+            return false;
+        };
+        matches!(
+            error.sqlite_error_code(),
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+        )
+    }
+}
+
+/// Who writes.
+#[derive(Clone, Debug)]
+pub(super) struct Owner {
+    pub node: String,
+    pub instance: String,
+    /// Has never written yet: a database under its name is its own from before it lost its disk.
+    pub is_new: bool,
+}
+
+/// The last publication that a database has, before and after a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Written {
+    pub found: Stamp,
+    pub left: Stamp,
+}
+
+/// Brings rows into the author's own database, in one transaction. Rows get their publication's stamps in the
+/// order in which they come. BLOCKING.
+pub(super) fn write(
+    turn: &Turn<'_>,
+    owner: &Owner,
+    clock: &HybridClock,
+    rows: &[Outgoing],
+) -> Result<Written, AuthorError> {
+    let mut connection = open_to_write(turn)?;
+    migrate(&mut connection)?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let found: Option<String> = transaction
+        .query_row("SELECT instance FROM owner", [], |row| row.get(0))
+        .optional()?;
+    let is_ours = found.as_ref() == Some(&owner.instance);
+    if let Some(other) = found.filter(|_| !is_ours && !owner.is_new) {
+        return Err(AuthorError::Usurped(other));
+    }
+    let last = |transaction: &Connection| -> rusqlite::Result<Stamp> {
+        let last: Option<i64> =
+            transaction.query_row("SELECT max(published) FROM entry", [], |row| row.get(0))?;
+        Ok(Stamp(last.unwrap_or_default().cast_unsigned()))
+    };
+    let found = last(&transaction)?;
+    if is_ours && rows.is_empty() {
+        let left = found;
+        return Ok(Written { found, left });
+    }
+    if !is_ours {
+        transaction.execute(
+            "INSERT OR REPLACE INTO owner (one, node, instance) VALUES (1, ?1, ?2)",
+            [&owner.node, &owner.instance],
+        )?;
+    }
+    clock.witness(found);
+    for row in rows {
+        write_row(&transaction, row, clock)?;
+    }
+    let left = last(&transaction)?;
+    if turn.is_over() {
+        return Err(AuthorError::Late);
+    }
+    transaction.commit()?;
+    Ok(Written { found, left })
+}
+
+/// Empties the database of an author that is gone for good, in one transaction, under an owner that nobody is. A node
+/// that comes back under the name finds that it belongs to another. BLOCKING.
+pub(super) fn empty(turn: &Turn<'_>, node: &str) -> Result<(), AuthorError> {
+    let mut connection = open_to_write(turn)?;
+    migrate(&mut connection)?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute("DELETE FROM entry", [])?;
+    transaction.execute(
+        "INSERT OR REPLACE INTO owner (one, node, instance)
+         VALUES (1, ?1, 'forgotten-' || lower(hex(randomblob(8))))",
+        [node],
+    )?;
+    if turn.is_over() {
+        return Err(AuthorError::Late);
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+fn open_to_write(turn: &Turn<'_>) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(turn.database(), flags)?;
+    connection.busy_timeout(BUSY)?;
+    connection.pragma_update(None, "journal_mode", "TRUNCATE")?;
+    Ok(connection)
+}
+
+fn write_row(
+    connection: &Connection,
+    row: &Outgoing,
+    clock: &HybridClock,
+) -> rusqlite::Result<usize> {
+    if row.leaves {
+        return connection
+            .prepare_cached("DELETE FROM entry WHERE kind = ?1 AND key = ?2 AND stamp <= ?3")?
+            .execute(params![row.kind, row.key, row.stamp.0.cast_signed()]);
+    }
+    connection
+        .prepare_cached(
+            "INSERT OR REPLACE INTO entry (kind, key, stamp, published, value)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![
+            row.kind,
+            row.key,
+            row.stamp.0.cast_signed(),
+            clock.tick().0.cast_signed(),
+            row.value
+        ])
+}
+
+fn migrate(connection: &mut Connection) -> Result<(), AuthorError> {
+    use rusqlite_migration::{Error, MigrationDefinitionError};
+    match Migrations::from_slice(MIGRATIONS).to_latest(connection) {
+        Ok(()) => Ok(()),
+        Err(Error::MigrationDefinition(MigrationDefinitionError::DatabaseTooFarAhead)) => {
+            Err(AuthorError::Newer)
+        }
+        Err(Error::RusqliteError { err, .. }) => Err(err.into()),
+        Err(_) => Err(rusqlite::Error::InvalidQuery.into()),
+    }
+}
+
+/// Rows of an author's database.
+#[derive(Debug, Default)]
+pub(super) struct Page {
+    /// Of the owner row; `None` before there is one.
+    pub instance: Option<String>,
+    pub rows: Vec<Row>,
+    /// Of the last row: where the next page begins.
+    pub published: Stamp,
+}
+
+/// Up to `limit` rows that were published after `after`, in that order. A database that is not there, or has no
+/// tables yet, has none. BLOCKING.
+pub(super) fn read(
+    database: &Path,
+    author: &str,
+    after: Stamp,
+    limit: usize,
+    recover: bool,
+) -> Result<Page, AuthorError> {
+    let Some(connection) = open_to_read(database, recover)? else {
+        return Ok(Page::default());
+    };
+    let mut page = Page {
+        published: after,
+        ..Page::default()
+    };
+    let transaction = connection.unchecked_transaction()?;
+    page.instance = transaction
+        .query_row("SELECT instance FROM owner", [], |row| row.get(0))
+        .optional()?;
+    let mut statement = transaction.prepare(
+        "SELECT kind, key, stamp, value, published FROM entry
+         WHERE published > ?1 ORDER BY published LIMIT ?2",
+    )?;
+    let mut rows = statement.query(params![after.0.cast_signed(), limit as i64])?;
+    while let Some(row) = rows.next()? {
+        page.rows.push(read_row(row, author)?);
+        page.published = Stamp(row.get::<_, i64>(4)?.cast_unsigned());
+    }
+    Ok(page)
+}
+
+/// Up to `limit` rows behind `(kind, key)`, in that order. BLOCKING.
+pub(super) fn read_by_key(
+    database: &Path,
+    author: &str,
+    (kind, key): (i64, &[u8]),
+    limit: usize,
+) -> Result<Vec<Row>, AuthorError> {
+    let Some(connection) = open_to_read(database, false)? else {
+        return Ok(Vec::new());
+    };
+    let mut statement = connection.prepare(
+        "SELECT kind, key, stamp, value FROM entry
+         WHERE (kind, key) > (?1, ?2) ORDER BY kind, key LIMIT ?3",
+    )?;
+    let rows = statement.query_and_then(params![kind, key, limit as i64], |row| {
+        read_row(row, author)
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn read_row(row: &rusqlite::Row<'_>, author: &str) -> rusqlite::Result<Row> {
+    Ok(Row {
+        kind: row.get(0)?,
+        key: row.get(1)?,
+        stamp: Stamp(row.get::<_, i64>(2)?.cast_unsigned()),
+        author: author.to_owned(),
+        value: row.get(3)?,
+    })
+}
+
+/// `None` where there is nothing to read yet.
+fn open_to_read(database: &Path, recover: bool) -> Result<Option<Connection>, AuthorError> {
+    match std::fs::metadata(database) {
+        Ok(found) if found.len() == 0 => return Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        _ => {}
+    }
+    let open = |flags| -> rusqlite::Result<(Connection, i64)> {
+        let connection =
+            Connection::open_with_flags(database, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        connection.busy_timeout(BUSY)?;
+        connection.pragma_update(None, "query_only", true)?;
+        let version = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        Ok((connection, version))
+    };
+    let (connection, version) = match open(OpenFlags::SQLITE_OPEN_READ_ONLY) {
+        // Its author was killed within a transaction, which whoever may write can roll back.
+        Err(error) if recover && needs_recovery(&error) => open(OpenFlags::SQLITE_OPEN_READ_WRITE)?,
+        opened => opened?,
+    };
+    if version == 0 {
+        return Ok(None);
+    }
+    if version as usize > MIGRATIONS.len() {
+        tracing::debug!(database = %database.display(), version, "reading what a later version wrote");
+    }
+    Ok(Some(connection))
+}
+
+fn needs_recovery(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen)
+    )
+}

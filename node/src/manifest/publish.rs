@@ -1,0 +1,420 @@
+//! The thread that touches the shared folder: it publishes the outbox, and reads what others have published.
+//!
+//! It may stand still for as long as LiteFS does. What waits for it is one set of things to do, however many events
+//! have asked for them; `local.db` goes on being written by others meanwhile.
+//!
+//! ```text
+//! woken ──► databases that changed: read behind the watermark, merge
+//!       ──► own database stands elsewhere than we left it? ──► in doubt
+//!       ──► outbox, or doubt: lock, write up to 1,000 rows, unlock ──┬─► published; next 1,000
+//!                                                                 └─► an error: in doubt, again after a pause
+//! in doubt: once the lock was granted, and so all is here that there is, compare the own rows with the database,
+//!           and put what is missing back into the outbox
+//! ```
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::watch;
+
+use super::author::{self, AuthorError};
+use super::local::{Local, PAGE_ROWS};
+use super::{Counters, Settings};
+use crate::clock::{HybridClock, Stamp};
+use crate::cluster::{ClusterError, Engine, Event, Position, Role};
+
+/// Rows of one transaction in the author's database.
+const BATCH_ROWS: usize = 1000;
+
+/// Pauses after a failure: from the first to the second value, doubled each time. A sign of life ends one.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Authors that are told apart; beyond it all databases are looked at.
+const MAX_CHANGED: usize = 1024;
+
+/// What there is to do.
+#[derive(Default)]
+pub(super) struct Tasks {
+    state: Mutex<State>,
+    grown: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    changed: BTreeSet<String>,
+    resync: bool,
+    outbox: bool,
+    role: bool,
+    /// Authors that are gone for good.
+    forget: BTreeSet<String>,
+    stop: bool,
+}
+
+impl Tasks {
+    fn add(&self, add: impl FnOnce(&mut State)) {
+        add(&mut self.state.lock());
+        self.grown.notify_one();
+    }
+
+    pub(super) fn outbox(&self) {
+        self.add(|state| state.outbox = true);
+    }
+
+    pub(super) fn forget(&self, author: &str) {
+        self.add(|state| {
+            state.forget.insert(author.to_owned());
+        });
+    }
+
+    pub(super) fn stop(&self) {
+        self.add(|state| state.stop = true);
+    }
+
+    pub(super) fn event(&self, event: Event) {
+        self.add(|state| match event {
+            Event::Changed(author) if state.changed.len() < MAX_CHANGED => {
+                state.changed.insert(author);
+            }
+            Event::Changed(_) | Event::Resync => state.resync = true,
+            Event::Role(_) => state.role = true,
+        });
+    }
+
+    /// Waits for something to do, or until the given time.
+    fn next(&self, until: Option<Instant>) -> State {
+        let mut state = self.state.lock();
+        while state.is_idle() {
+            match until {
+                None => self.grown.wait(&mut state),
+                Some(until) => {
+                    if self.grown.wait_until(&mut state, until).timed_out() {
+                        break;
+                    }
+                }
+            }
+        }
+        let stop = state.stop;
+        State {
+            stop,
+            ..std::mem::replace(
+                &mut *state,
+                State {
+                    stop,
+                    ..State::default()
+                },
+            )
+        }
+    }
+
+    /// Lets changes gather until then, unless told to stop.
+    fn gather(&self, until: Instant) {
+        let mut state = self.state.lock();
+        while !state.stop && !self.grown.wait_until(&mut state, until).timed_out() {}
+    }
+}
+
+impl State {
+    fn is_idle(&self) -> bool {
+        self.changed.is_empty()
+            && self.forget.is_empty()
+            && !(self.resync || self.outbox || self.role || self.stop)
+    }
+}
+
+/// Why nothing was published.
+#[derive(Debug, thiserror::Error)]
+enum PublishError {
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error(transparent)]
+    Author(#[from] AuthorError),
+    #[error("local.db: {0}")]
+    Local(#[from] rusqlite::Error),
+}
+
+pub(super) struct Publisher {
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) local: Arc<Local>,
+    pub(super) clock: Arc<HybridClock>,
+    pub(super) tasks: Arc<Tasks>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) changed: watch::Sender<u64>,
+    pub(super) settings: Settings,
+    /// The author's database may not hold what was published there.
+    pub(super) in_doubt: bool,
+    /// Where we left the own database.
+    pub(super) position: Option<Position>,
+    /// The last publication that we left there.
+    pub(super) left: Option<Stamp>,
+    /// Authors whose databases are to be emptied.
+    pub(super) forget: BTreeSet<String>,
+    /// Databases that are to be read.
+    pub(super) unread: BTreeSet<String>,
+    pub(super) backoff: Duration,
+    pub(super) last_publication: Option<Instant>,
+}
+
+impl Publisher {
+    /// Until told to stop; then publishes what waits, once.
+    pub(super) fn run(mut self) {
+        let mut due = true;
+        let mut list = false;
+        let mut retry: Option<Instant> = None;
+        loop {
+            let work = self.tasks.next(retry.or(due.then(Instant::now)));
+            // More rows are no reason to believe that it goes better now.
+            let is_pause = retry.is_some_and(|retry| Instant::now() < retry)
+                && !(work.role || work.resync || work.stop);
+            due |= work.outbox || work.role;
+            list |= work.resync;
+            self.in_doubt |= work.role;
+            self.unread.extend(work.changed);
+            self.forget.extend(work.forget);
+            if is_pause {
+                continue;
+            }
+            let listed = !list || self.list();
+            list = !listed;
+            let forgotten = self.forget_all();
+            let read = self.read_all();
+            due |= self.in_doubt;
+            due = due && !self.publish_due(work.stop);
+            self.counters.note(&self.local, self.engine.role());
+            if work.stop {
+                return;
+            }
+            if listed && forgotten && read && !due {
+                retry = None;
+                self.backoff = BACKOFF.0;
+                self.counters.well();
+            } else {
+                retry = Some(Instant::now() + self.backoff);
+                self.backoff = (self.backoff * 2).min(BACKOFF.1);
+            }
+        }
+    }
+
+    /// Puts all databases on the list of what is to be read. Says whether it could.
+    fn list(&mut self) -> bool {
+        match self.engine.authors() {
+            Ok(authors) => {
+                self.unread.extend(authors);
+                true
+            }
+            Err(error) => {
+                self.failed("the manifest's folder", &error.into());
+                false
+            }
+        }
+    }
+
+    /// Empties the databases of those who are gone. Says whether it could.
+    fn forget_all(&mut self) -> bool {
+        while let Some(author) = self.forget.pop_first() {
+            let mut emptied = None;
+            let published = self.engine.publish(&author, &mut |turn| {
+                emptied = Some(author::empty(turn, &author));
+            });
+            let done = match (emptied, published) {
+                (Some(Err(error)), _) => Err(error.into()),
+                (_, published) => published.map(drop).map_err(PublishError::from),
+            };
+            if let Err(error) = done {
+                self.failed(&author, &error);
+                self.forget.insert(author);
+                return false;
+            }
+            self.unread.insert(author);
+        }
+        true
+    }
+
+    /// Publishes in its pace. Says whether nothing is left.
+    fn publish_due(&mut self, at_once: bool) -> bool {
+        if let Some(last) = self.last_publication.filter(|_| !at_once) {
+            self.tasks.gather(last + self.settings.pace);
+        }
+        match self.publish() {
+            Ok(()) => true,
+            Err(error) => {
+                self.in_doubt = true;
+                self.failed("the own database", &error);
+                false
+            }
+        }
+    }
+
+    fn failed(&self, what: &str, error: &PublishError) {
+        self.counters.failed(&format!("{what}: {error}"));
+        if self.backoff == BACKOFF.0 {
+            tracing::warn!(what, %error, "the manifest is not up to date; tried again");
+        } else {
+            tracing::debug!(what, %error, "the manifest is not up to date; tried again");
+        }
+    }
+
+    /// Reads what has changed. Says whether all could be read.
+    fn read_all(&mut self) -> bool {
+        let mut whole = true;
+        for author in std::mem::take(&mut self.unread) {
+            let read = if author == self.local.owner().node {
+                self.look_after_own()
+            } else {
+                self.read(&author)
+            };
+            if let Err(error) = read {
+                self.failed(&author, &error);
+                whole = false;
+                self.unread.insert(author);
+            }
+        }
+        whole
+    }
+
+    /// The own database stands where we left it, or something was undone.
+    fn look_after_own(&mut self) -> Result<(), PublishError> {
+        let node = &self.local.owner().node;
+        let now = self.engine.position(node)?;
+        if self.position.is_some_and(|left| left != now) {
+            tracing::debug!(?now, left = ?self.position, "the own database was changed by others");
+            self.position = Some(now);
+            self.in_doubt = true;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, author: &str) -> Result<(), PublishError> {
+        let database = self.engine.database(author);
+        let mut rows = 0;
+        loop {
+            let after = self.local.watermark(author)?;
+            let recover = self.engine.readers_recover();
+            let page = author::read(&database, author, after, PAGE_ROWS, recover)?;
+            let merged = self.local.merge(author, &page)?;
+            rows += merged.rows;
+            self.counters.refused(merged.refused);
+            if merged.is_another {
+                // What it had said is gone, and what others say in its place is to be read.
+                self.tasks.event(Event::Resync);
+                rows += 1;
+            }
+            if !merged.is_another && page.rows.len() < PAGE_ROWS {
+                break;
+            }
+        }
+        if rows > 0 {
+            self.counters.merged(rows);
+            self.changed.send_modify(|generation| *generation += 1);
+        }
+        Ok(())
+    }
+
+    /// Publishes until the outbox is empty and nothing is in doubt.
+    fn publish(&mut self) -> Result<(), PublishError> {
+        loop {
+            let rows = self.local.outbox(BATCH_ROWS)?;
+            if rows.is_empty() && !self.in_doubt {
+                return Ok(());
+            }
+            let owner = self.local.owner();
+            let mut written = None;
+            let position = self.engine.publish(&owner.node, &mut |turn| {
+                written = Some(author::write(turn, owner, &self.clock, &rows));
+            });
+            let written = match written {
+                Some(Err(error)) => return Err(self.after_damage(error)),
+                Some(Ok(written)) => Some(written),
+                None => None,
+            };
+            self.position = Some(position?);
+            if let Some(written) = written {
+                // What was undone without a word.
+                self.in_doubt |= self.left.is_some_and(|left| left != written.found);
+                self.left = Some(written.left);
+            }
+            self.last_publication = Some(Instant::now());
+            self.local.published(&rows)?;
+            self.counters.published(rows.len() as u64);
+            if self.in_doubt {
+                let lost = self.compare()?;
+                self.in_doubt = false;
+                if lost > 0 {
+                    tracing::info!(rows = lost, "publishing again what was lost");
+                    self.counters.lost(lost);
+                }
+            }
+        }
+    }
+
+    /// A damaged file of our own, which replicates to nobody, is made anew.
+    fn after_damage(&self, error: AuthorError) -> PublishError {
+        if error.is_damage() && self.engine.readers_recover() {
+            let database = self.engine.database(&self.local.owner().node);
+            tracing::warn!(database = %database.display(), "made anew: it was damaged");
+            // What cannot be removed is met again at the next attempt.
+            let _ = std::fs::remove_file(database);
+        }
+        error.into()
+    }
+
+    /// Compares the own rows with what stands in the database, page by page. How many were not there.
+    fn compare(&self) -> Result<u64, PublishError> {
+        let node = &self.local.owner().node;
+        let database = self.engine.database(node);
+        let mut from = (i64::MIN, Vec::new());
+        let mut lost = 0;
+        loop {
+            let page = author::read_by_key(&database, node, (from.0, &from.1), PAGE_ROWS)?;
+            let whole = page.len() < PAGE_ROWS;
+            lost += self.local.compare((from.0, &from.1), &page, whole)?;
+            match page.last() {
+                Some(last) if !whole => from = (last.kind, last.key.clone()),
+                _ => return Ok(lost),
+            }
+        }
+    }
+}
+
+pub(super) const FIRST_BACKOFF: Duration = BACKOFF.0;
+
+/// The state of the cluster as the publisher last saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    pub role: Role,
+    /// Rows that are recorded and not yet published.
+    pub outbox: u64,
+    /// What went wrong last, until all went well.
+    pub error: Option<String>,
+    /// Transactions with rows in the own database, and their rows.
+    pub batches: u64,
+    pub rows_published: u64,
+    /// Rows of others that became the latest of their keys.
+    pub rows_merged: u64,
+    /// Rows of others that could not be taken.
+    pub rows_refused: u64,
+    /// Rows that had been published and were found missing.
+    pub rows_lost: u64,
+    /// Changes that found no room in the queue.
+    pub dropped: u64,
+    /// Own resources given up to keep `max_rows`.
+    pub given_up: u64,
+}
+
+impl Default for Status {
+    fn default() -> Status {
+        Status {
+            role: Role::Unknown,
+            outbox: 0,
+            error: None,
+            batches: 0,
+            rows_published: 0,
+            rows_merged: 0,
+            rows_refused: 0,
+            rows_lost: 0,
+            dropped: 0,
+            given_up: 0,
+        }
+    }
+}

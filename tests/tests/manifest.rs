@@ -1,0 +1,666 @@
+//! What nodes say to one another through the manifest: on a shared folder, and on real LiteFS.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use caje_node::clock::HybridClock;
+use caje_node::cluster::{Engine, Event as ClusterEvent, Local};
+use caje_node::manifest::{
+    About, Cursor, Filter, Held, Manifest, NodeRow, OpenError, Purge, PurgeCursor, Resource,
+    ResourceId, Selector, Settings, Status,
+};
+use caje_node::semantics::key::CacheKey;
+use caje_tests::{
+    Fault, Faults, Folder, Hand, LiteFs, Node, Origin, PATIENCE, Watch, publication, until, within,
+};
+use litefs::{Event, Role};
+use nix::sys::signal::Signal;
+
+fn resource(target: &str) -> Resource {
+    Resource {
+        id: ResourceId {
+            cache_key: target.to_owned().into(),
+            variant: Vec::new(),
+        },
+        about: About {
+            url: format!("https://example.com{target}"),
+            origin: "main".to_owned(),
+            ..About::default()
+        },
+    }
+}
+
+fn purge(tag: &'static str) -> Purge {
+    Purge {
+        selector: Selector::Tag { tag: tag.into() },
+        soft: false,
+    }
+}
+
+fn open(engine: Arc<dyn Engine>, folder: &Folder, node: &str) -> Manifest {
+    let settings = Settings::new(folder.join(node), node);
+    Manifest::open(settings, engine, Arc::new(HybridClock::new())).expect("open a manifest")
+}
+
+fn resources(manifest: &Manifest) -> u64 {
+    let reader = manifest.reader().expect("a reader");
+    reader.count().expect("count resources")
+}
+
+/// Waits for changes until there are so many resources.
+async fn reach(manifest: &Manifest, wanted: u64) {
+    let mut watch = manifest.watch();
+    let reached = async {
+        loop {
+            watch.mark_unchanged();
+            if resources(manifest) == wanted {
+                return;
+            }
+            watch.changed().await.expect("a manifest that runs");
+        }
+    };
+    let what = format!("{wanted} resources; {:?}", manifest.status());
+    within(&what, reached).await;
+}
+
+async fn settled(manifest: &Manifest, holds: impl Fn(&Status) -> bool) {
+    until(
+        || format!("{:?}", manifest.status()),
+        || holds(&manifest.status()),
+    )
+    .await;
+}
+
+/// Three nodes that record equal and different things at once end with the same merge, without a row twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn three_nodes_end_with_the_same_merge() {
+    let folder = Folder::new();
+    let nodes: Vec<Manifest> = ["a", "b", "c"]
+        .iter()
+        .map(|node| {
+            let engine = Local::open(&folder.join("shared")).expect("a folder");
+            open(Arc::new(engine), &folder, node)
+        })
+        .collect();
+    let mut threads = Vec::new();
+    for (at, node) in nodes.iter().enumerate() {
+        let node = node.clone();
+        threads.push(std::thread::spawn(move || {
+            for number in 0..300 {
+                node.record(resource(&format!("/own/{at}/{number}")))
+                    .expect("a row");
+                node.record(resource(&format!("/shared/{number}")))
+                    .expect("a row");
+            }
+        }));
+    }
+    for thread in threads {
+        thread.join().expect("a node");
+    }
+    for (at, node) in nodes.iter().enumerate() {
+        let region = Some(format!("r{at}"));
+        let id = format!("n{at}");
+        let row = NodeRow {
+            id,
+            region,
+            ..NodeRow::default()
+        };
+        node.announce(&row).expect("a row");
+        let purged = within("a purge", node.record_purge(purge("t"))).await;
+        assert_eq!(purged.expect("durable").number, 1);
+    }
+    for node in &nodes {
+        reach(node, 4 * 300).await;
+        settled(node, |status| status.outbox == 0).await;
+    }
+    let all = |node: &Manifest| node.reader().and_then(|reader| reader.all_rows());
+    until(
+        || "the same merge on all nodes".to_owned(),
+        || {
+            let first = all(&nodes[0]).expect("read");
+            first.len() == 4 * 300 + 6
+                && nodes[1..]
+                    .iter()
+                    .all(|node| all(node).expect("read") == first)
+        },
+    )
+    .await;
+    let reader = nodes[2].reader().expect("a reader");
+    assert_eq!(reader.nodes().expect("nodes").len(), 3);
+    let purges = reader.purges_since(&PurgeCursor::default(), 10);
+    assert_eq!(purges.expect("purges").rows.len(), 3);
+    let own = Filter::Prefix("https://example.com/own/1/".into());
+    let list = reader.resources(&own, &Cursor::default(), 1000);
+    assert_eq!(list.expect("a list").items.len(), 300);
+    nodes[0].forget(&resource("/shared/0").id);
+    for node in &nodes {
+        reach(node, 4 * 300 - 1).await;
+    }
+    nodes.iter().for_each(Manifest::close);
+}
+
+/// A name, and a folder, belong to one process.
+#[test]
+fn an_author_is_one_process() {
+    let folder = Folder::new();
+    let engine = || Arc::new(Local::open(&folder.join("shared")).expect("a folder"));
+    let first = open(engine(), &folder, "a");
+    let clock = Arc::new(HybridClock::new());
+    let again = |dir: &str| {
+        Manifest::open(
+            Settings::new(folder.join(dir), "a"),
+            engine(),
+            clock.clone(),
+        )
+    };
+    assert!(matches!(again("a"), Err(OpenError::InUse(_))));
+    let other = again("elsewhere").err().expect("refused");
+    assert!(other.to_string().contains("try: "), "{other}");
+    let named = Manifest::open(
+        Settings::new(folder.join("x"), "a/b"),
+        engine(),
+        clock.clone(),
+    );
+    assert!(matches!(named, Err(OpenError::Name(_))));
+    first.close();
+    again("elsewhere").expect("free again").close();
+}
+
+/// What fails is done again, whatever the failure has left behind; nothing is lost, nothing is there twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn publications_that_fail_are_done_again() {
+    let folder = Folder::new();
+    let engine = Faults::open(&folder.join("shared"));
+    let writer = open(engine.clone(), &folder, "a");
+    let local = Local::open(&folder.join("shared")).expect("a folder");
+    let reader = open(Arc::new(local), &folder, "b");
+    let mut recorded = 0;
+    for round in 0..3 {
+        for fault in [
+            None,
+            Some(Fault::Before),
+            Some(Fault::After),
+            Some(Fault::Undone),
+            Some(Fault::UndoneInSilence),
+        ] {
+            if let Some(fault) = fault {
+                engine.fail(fault);
+            }
+            for _ in 0..5 {
+                let target = format!("/{round}/{recorded}");
+                writer.record(resource(&target)).expect("a row");
+                recorded += 1;
+            }
+            let engine = engine.clone();
+            until(|| "the fault".to_owned(), || engine.is_without_faults()).await;
+        }
+        // What was undone in silence shows at the next word.
+        writer.record(resource("/last/word")).expect("a row");
+        reach(&reader, recorded + 1).await;
+        settled(&writer, |status| {
+            status.outbox == 0 && status.error.is_none()
+        })
+        .await;
+        writer.forget(&resource("/last/word").id);
+        reach(&reader, recorded).await;
+    }
+    settled(&writer, |status| status.outbox == 0).await;
+    assert!(writer.status().rows_lost > 0, "{:?}", writer.status());
+    writer.close();
+    reader.close();
+    // All of it stands in the author's database itself, not only where it was merged before it was undone.
+    let local = Local::open(&folder.join("shared")).expect("a folder");
+    let later = open(Arc::new(local), &folder, "c");
+    reach(&later, recorded).await;
+    later.close();
+}
+
+/// What a change of role or a gap may have undone is looked after, without a word from anybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_role_is_a_doubt() {
+    let folder = Folder::new();
+    let engine = Faults::open(&folder.join("shared"));
+    let writer = open(engine.clone(), &folder, "a");
+    until(|| "the first look".to_owned(), || engine.publications() > 0).await;
+    engine.fail(Fault::UndoneInSilence);
+    writer.record(resource("/a")).expect("a row");
+    until(|| "the fault".to_owned(), || engine.is_without_faults()).await;
+    settled(&writer, |status| status.outbox == 0).await;
+    engine.tell(ClusterEvent::Role(engine.role()));
+    settled(&writer, |status| {
+        status.rows_lost == 1 && status.outbox == 0
+    })
+    .await;
+    writer.close();
+}
+
+/// While the folder stands still, a purge is durable at once and nobody waits; afterwards everything arrives.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_a_folder_that_stands_still() {
+    let folder = Folder::new();
+    let engine = Faults::open(&folder.join("shared"));
+    let writer = open(engine.clone(), &folder, "a");
+    let local = Local::open(&folder.join("shared")).expect("a folder");
+    let reader = open(Arc::new(local), &folder, "b");
+    let go = engine.stand_still();
+    writer.record(resource("/first")).expect("a row");
+    until(|| "the wait".to_owned(), || engine.is_without_faults()).await;
+    let since = Instant::now();
+    for number in 0..2000 {
+        writer
+            .record(resource(&format!("/{number}")))
+            .expect("a row");
+    }
+    let queued = since.elapsed();
+    let row = within("a purge", writer.record_purge(purge("t"))).await;
+    assert_eq!(row.expect("durable").number, 1);
+    reach(&writer, 2001).await;
+    assert_eq!(resources(&reader), 0);
+    assert!(queued.as_secs() < 1, "2,000 rows took {queued:?}");
+    drop(go);
+    reach(&reader, 2001).await;
+    settled(&writer, |status| {
+        status.outbox == 0 && status.error.is_none()
+    })
+    .await;
+    writer.close();
+    reader.close();
+}
+
+/// Events that were cut off are made up for when they come again.
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_events_are_made_up_for() {
+    let folder = Folder::new();
+    let engine = Faults::open(&folder.join("shared"));
+    let reader = open(engine.clone(), &folder, "b");
+    let local = Local::open(&folder.join("shared")).expect("a folder");
+    let writer = open(Arc::new(local), &folder, "a");
+    writer.record(resource("/1")).expect("a row");
+    reach(&reader, 1).await;
+    engine.cut_events(true);
+    writer.record(resource("/2")).expect("a row");
+    settled(&writer, |status| {
+        status.rows_published == 2 && status.outbox == 0
+    })
+    .await;
+    assert_eq!(resources(&reader), 1);
+    engine.cut_events(false);
+    reach(&reader, 2).await;
+    writer.close();
+    reader.close();
+}
+
+/// What a node had said that is gone for good goes with it, and nothing that others say.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_gone_for_good_is_forgotten() {
+    let folder = Folder::new();
+    let engine = || Arc::new(Local::open(&folder.join("shared")).expect("a folder"));
+    let (gone, a, b) = (
+        open(engine(), &folder, "gone"),
+        open(engine(), &folder, "a"),
+        open(engine(), &folder, "b"),
+    );
+    a.record(resource("/both")).expect("a row");
+    reach(&gone, 1).await;
+    let mut later = resource("/both");
+    later.about.validator = Some("\"2\"".to_owned());
+    gone.record(later).expect("a row");
+    gone.record(resource("/gone")).expect("a row");
+    for node in [&a, &b] {
+        reach(node, 2).await;
+    }
+    gone.close();
+    a.forget_author("gone");
+    for node in [&a, &b] {
+        reach(node, 1).await;
+        let both = resource("/both").id;
+        let found = node.reader().and_then(|reader| reader.resource(&both));
+        let found = found.expect("read").expect("a row");
+        assert_eq!(found.author, "a");
+    }
+    // Back under its name, it finds that it is not its own any more.
+    let back = open(engine(), &folder, "gone");
+    back.record(resource("/again")).expect("a row");
+    settled(&back, |status| {
+        let error = status.error.as_deref().unwrap_or_default();
+        error.contains("belongs to another process")
+    })
+    .await;
+    assert_eq!(resources(&a), 1);
+    for node in [back, a, b] {
+        node.close();
+    }
+}
+
+/// No row is published without the lock.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_row_is_published_without_the_lock() {
+    let folder = Folder::new();
+    let engine = Faults::open(&folder.join("shared"));
+    let writer = open(engine.clone(), &folder, "a");
+    for number in 0..5 {
+        writer
+            .record(resource(&format!("/{number}")))
+            .expect("a row");
+        settled(&writer, |status| status.rows_published == number + 1).await;
+    }
+    writer.close();
+    assert!(engine.publications() >= 5);
+    assert_eq!(engine.unlocked(), 0);
+}
+
+/// What the node's own index holds of the manifest: whole, in part, out of date, or not at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn coverage_joins_the_manifest_and_the_disk() {
+    let origin = Origin::start().await;
+    let answer = |target: &str| {
+        origin
+            .get(target)
+            .cache_control("max-age=600")
+            .etag("\"1\"")
+    };
+    answer("/whole").generated(5000);
+    answer("/part").generated(2 << 20).ranges(true);
+    answer("/gone").generated(5000);
+    let node = Node::start(&origin).await;
+    node.get("/whole").await.is_whole("/whole", 5000);
+    let part = node.get("/part").range("0-99").await;
+    part.is_part("/part", 0..100, 2 << 20);
+    node.get("/gone").await.is_whole("/gone", 5000);
+    within("the index", node.inner().store().flush()).await;
+
+    let index = node.config().store.dir.join("index.db");
+    let keys = {
+        let index = rusqlite::Connection::open(&index).expect("the index");
+        let mut rows = index.prepare("SELECT key FROM object").expect("a table");
+        let keys = rows.query_map([], |row| row.get::<_, Vec<u8>>(0));
+        let keys = keys.expect("rows").map(|key| key.expect("a key"));
+        keys.collect::<Vec<_>>()
+    };
+    assert_eq!(keys.len(), 3);
+    let folder = Folder::new();
+    let local = Local::open(&folder.join("shared")).expect("a folder");
+    let manifest = open(Arc::new(local), &folder, "a");
+    for key in keys {
+        let parts = CacheKey::from_bytes(&key).expect("a key");
+        let target = String::from_utf8_lossy(parts.target()).into_owned();
+        let mut row = resource(&target);
+        row.id.cache_key = key.into();
+        manifest.record(row).expect("a row");
+    }
+    manifest.record(resource("/absent")).expect("a row");
+    reach(&manifest, 4).await;
+    let reader = manifest.reader().expect("a reader");
+    reader.attach_index(&index).expect("the index");
+    let now = caje_node::clock::now_secs();
+    let held = |now| {
+        let list = reader.coverage(&Filter::All, &Cursor::default(), 10, now);
+        let items = list.expect("a list").items.into_iter();
+        items.map(|item| item.held).collect::<Vec<_>>()
+    };
+    // /absent, /gone, /part, /whole
+    let (missing, partial, stale, present) =
+        (Held::Missing, Held::Partial, Held::Stale, Held::Present);
+    assert_eq!(held(now), [missing, present, partial, present]);
+    assert_eq!(held(now + 601), [missing, stale, partial, stale]);
+    // An unsafe request takes the stored response away.
+    origin.post("/gone").body("done");
+    node.post("/gone").await.expect(200);
+    within("the index", node.inner().store().flush()).await;
+    assert_eq!(held(now), [missing, missing, partial, present]);
+    manifest.close();
+}
+
+fn hand(arguments: &[&str]) -> Hand {
+    let mut hand = Hand::start_with(env!("CARGO_BIN_EXE_manifest_hand"), arguments);
+    assert_eq!(hand.answer(), "ready");
+    hand
+}
+
+/// Asks all until they give the same answer.
+fn agree(hands: &mut [Hand], order: &str, wanted: Option<&str>) -> String {
+    let since = Instant::now();
+    loop {
+        let answers: Vec<String> = hands.iter_mut().map(|hand| hand.does(order, &[])).collect();
+        let first = &answers[0];
+        let is_wanted = wanted.is_none_or(|wanted| first == wanted);
+        if is_wanted && answers.iter().all(|answer| answer == first) {
+            return first.clone();
+        }
+        if since.elapsed() >= PATIENCE {
+            let statuses = hands.iter_mut().map(|hand| hand.does("status", &[]));
+            let statuses: Vec<String> = statuses.collect();
+            panic!("{order}: {answers:?}\n{}", statuses.join("\n"));
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// A writer that is killed in the middle of its batches loses nothing that it had acknowledged.
+#[test]
+fn kill_9_loses_no_acknowledged_row() {
+    let folder = Folder::new();
+    let shared = folder.join("shared").display().to_string();
+    let data = |node: &str| folder.join(node).display().to_string();
+    let mut reader = hand(&["local", &shared, &data("b"), "b"]);
+    let mut acknowledged = 0;
+    for round in 0..6 {
+        let mut writer = hand(&["local", &shared, &data("a"), "a"]);
+        for number in 0..4 + round {
+            let prefix = format!("/{round}/{number}/");
+            assert_eq!(writer.does("record", &[&prefix, &700]), "done");
+            let answer = writer.does("purge", &[&"t"]);
+            let number = answer.split(' ').nth(1).expect("a number");
+            acknowledged += 1;
+            assert_eq!(number, acknowledged.to_string(), "{answer}");
+        }
+        writer.signal(Signal::SIGKILL);
+        writer.ended();
+    }
+    // The acknowledged row is written with those that were queued before it, so all of them are there.
+    let mut writer = hand(&["local", &shared, &data("a"), "a"]);
+    let rows: u32 = (0..6).map(|round| (4 + round) * 700).sum();
+    assert_eq!(writer.does("resources", &[]), format!("resources {rows}"));
+    assert_eq!(reader.does("reach", &[&rows]), format!("resources {rows}"));
+    assert_eq!(agree(&mut [writer, reader], "outbox", None), "outbox 0");
+}
+
+/// Manifests on the mounts of a cluster.
+fn cluster(nodes: &[LiteFs], folder: &Folder) -> Vec<Hand> {
+    let start = |(at, node): (usize, &LiteFs)| {
+        let mount = node.mount_dir().display().to_string();
+        let data = folder.join(&format!("n{at}")).display().to_string();
+        hand(&["litefs", &mount, node.http_addr(), &data, &format!("n{at}")])
+    };
+    nodes.iter().enumerate().map(start).collect()
+}
+
+/// Each node records its own and what all record; waits until all have all.
+fn record(hands: &mut [Hand], round: &str, count: u32, total: u32) {
+    for (at, hand) in hands.iter_mut().enumerate() {
+        hand.order("record", &[&format!("/{round}/own/{at}/"), &count]);
+        assert_eq!(hand.answer(), "done");
+        assert_eq!(
+            hand.does("record", &[&format!("/{round}/all/"), &count]),
+            "done"
+        );
+        hand.order("reach", &[&total]);
+    }
+    for hand in hands.iter_mut() {
+        assert_eq!(hand.answer(), format!("resources {total}"));
+    }
+}
+
+/// On real LiteFS three nodes agree; so they do when the primary was killed and came back, and when a replica was
+/// paused. Purges are durable meanwhile.
+#[test]
+fn nodes_on_litefs_agree_whatever_happens_to_it() {
+    let Ok(mut nodes) = LiteFs::cluster(3) else {
+        return;
+    };
+    let folder = Folder::new();
+    let mut hands = cluster(&nodes, &folder);
+    record(&mut hands, "quiet", 50, 200);
+    agree(&mut hands, "outbox", Some("outbox 0"));
+    agree(&mut hands, "rows", None);
+
+    nodes[0].kill();
+    for hand in &mut hands {
+        assert_eq!(hand.does("record", &[&"/orphaned/", &20]), "done");
+        assert!(hand.does("purge", &[&"t"]).starts_with("recorded 1 "));
+        assert_eq!(hand.does("resources", &[]), "resources 220");
+    }
+    nodes[0].restart();
+    agree(&mut hands, "outbox", Some("outbox 0"));
+    agree(&mut hands, "resources", Some("resources 220"));
+
+    nodes[2].pause();
+    assert!(hands[2].does("purge", &[&"t"]).starts_with("recorded 2 "));
+    record(&mut hands[..2], "paused", 10, 250);
+    assert_eq!(hands[2].does("record", &[&"/late/", &5]), "done");
+    nodes[2].resume();
+    agree(&mut hands, "resources", Some("resources 255"));
+    agree(&mut hands, "outbox", Some("outbox 0"));
+    let rows = agree(&mut hands, "rows", None);
+    assert!(rows.starts_with("rows 259 "), "{rows}");
+    for hand in &mut hands {
+        assert_eq!(hand.does("close", &[]), "done");
+        assert!(hand.ended().success());
+    }
+    drop(nodes);
+}
+
+/// All write for as long as `CAJE_SOAK_SECONDS` says, three without it: the same merge everywhere, no row lost.
+#[test]
+fn nodes_on_litefs_agree_after_writing_all_the_time() {
+    let Ok(nodes) = LiteFs::cluster(3) else {
+        return;
+    };
+    let seconds = std::env::var("CAJE_SOAK_SECONDS").ok();
+    let seconds: u32 = seconds.map_or(3, |text| text.parse().expect("a number"));
+    let folder = Folder::new();
+    let mut hands = cluster(&nodes, &folder);
+    for hand in &mut hands {
+        hand.order("soak", &[&seconds]);
+    }
+    let (mut batches, mut rows, mut most) = (0, 0, 0);
+    for hand in &mut hands {
+        let answer = hand.answer_within(PATIENCE + Duration::from_secs(seconds.into()));
+        let words: Vec<&str> = answer.split(' ').collect();
+        let number = |at: usize| words[at].parse::<u32>().expect("a number");
+        assert_eq!(words[0], "soaked", "{answer}");
+        batches += number(1);
+        rows += number(2);
+        most = most.max(number(2));
+    }
+    println!(
+        "{} batches/s, {rows} rows and {most} shared",
+        batches / seconds
+    );
+    agree(
+        &mut hands,
+        "resources",
+        Some(&format!("resources {}", rows + most)),
+    );
+    agree(&mut hands, "outbox", Some("outbox 0"));
+    agree(&mut hands, "rows", None);
+    for (at, node) in nodes.iter().enumerate() {
+        let database = node.database(&format!("m-n{at}.db"));
+        let database = rusqlite::Connection::open_with_flags(
+            database,
+            rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY,
+        );
+        let sound = database.and_then(|database| {
+            database.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0))
+        });
+        assert_eq!(sound.expect("a check"), "ok");
+    }
+    drop(hands);
+    drop(nodes);
+}
+
+/// What a publication meets, what it is told, and whether it was written.
+const ANSWERS: [(&str, &str); 5] = [
+    ("a lock that is free", "published written"),
+    ("and again", "published written"),
+    ("no primary", "NoPrimary unwritten"),
+    ("a primary that is back", "published written"),
+    ("a lock that is not granted", "TimedOut unwritten"),
+];
+
+/// The engine that fails on demand answers as LiteFS does.
+#[test]
+fn faults_answer_as_litefs_does() {
+    let folder = Folder::new();
+    let engine = Faults::open(&folder.join("shared"));
+    for (situation, answer) in ANSWERS {
+        match situation {
+            "no primary" => engine.fail(Fault::Before),
+            "a lock that is not granted" => drop(engine.stand_still()),
+            _ => {}
+        }
+        let got = publication(&*engine, "x");
+        assert_eq!(got, answer, "{situation}");
+    }
+
+    let Ok(mut nodes) = LiteFs::cluster(2) else {
+        return;
+    };
+    // Nobody is killed on the primary while its database is empty: LiteFS would not start again.
+    let mut replica = cluster(&nodes[1..], &folder).pop().expect("one");
+    let mut on_primary = Hand::start(env!("CARGO_BIN_EXE_litefs_hand"));
+    for (situation, answer) in ANSWERS {
+        match situation {
+            "no primary" => nodes[0].kill(),
+            "a primary that is back" => {
+                let mut watch = Watch::on(&nodes[1]);
+                nodes[0].restart();
+                watch.until("a primary", |event| {
+                    let Event::PrimaryChange(role) = event else {
+                        return false;
+                    };
+                    matches!(role, Role::Replica { .. })
+                });
+            }
+            "a lock that is not granted" => {
+                let stands = |node: &LiteFs| litefs::position(node.database("m-x.db")).ok();
+                let since = Instant::now();
+                while stands(&nodes[0]) != stands(&nodes[1]) {
+                    assert!(since.elapsed() < PATIENCE, "the primary has not all");
+                    std::thread::yield_now();
+                }
+                let database = nodes[0].database("m-x.db").display().to_string();
+                assert_eq!(on_primary.does("read", &[&database]), "reading");
+            }
+            _ => {}
+        }
+        assert_eq!(replica.does("publication", &[&"x"]), answer, "{situation}");
+    }
+    drop((replica, on_primary));
+    drop(nodes);
+}
+
+/// A writer on a replica that is killed holds up nobody but itself, and has lost nothing when it is back.
+#[test]
+fn a_killed_writer_on_a_replica_comes_back_whole() {
+    let Ok(nodes) = LiteFs::cluster(2) else {
+        return;
+    };
+    let folder = Folder::new();
+    let mut hands = cluster(&nodes, &folder);
+    record(&mut hands, "before", 20, 60);
+    let replica = &mut hands[1];
+    assert_eq!(replica.does("record", &[&"/killed/", &500]), "done");
+    assert!(replica.does("purge", &[&"t"]).starts_with("recorded 1 "));
+    replica.signal(Signal::SIGKILL);
+    replica.ended();
+    assert_eq!(hands[0].does("record", &[&"/alone/", &5]), "done");
+    let mount = nodes[1].mount_dir().display().to_string();
+    let data = folder.join("n1").display().to_string();
+    hands[1] = hand(&["litefs", &mount, nodes[1].http_addr(), &data, "n1"]);
+    assert!(hands[1].does("purge", &[&"t"]).starts_with("recorded 2 "));
+    // A lock that nobody released is honoured for 30 seconds, unless LiteFS saw its owner go.
+    agree(&mut hands, "resources", Some("resources 565"));
+    agree(&mut hands, "outbox", Some("outbox 0"));
+    agree(&mut hands, "rows", None);
+}
