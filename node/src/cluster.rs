@@ -11,41 +11,16 @@
 mod litefs;
 mod local;
 
-use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub use litefs::LiteFs;
+pub use self::litefs::{LiteFs, Role};
 pub use local::Local;
 
 /// How long a lock is used at the most. LiteFS takes it away after 30 seconds, and says nothing.
 pub const TURN: Duration = Duration::from_secs(5);
-
-/// What this node is among the others.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// It hands its writes to the others. Where there are no replicas every node is one.
-    Primary,
-    /// It borrows the lock of another.
-    Replica {
-        /// The primary's host name.
-        of: String,
-    },
-    /// No primary is known: nothing can be written.
-    Unknown,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Role::Primary => f.write_str("primary"),
-            Role::Replica { of } => write!(f, "replica of {of}"),
-            Role::Unknown => f.write_str("unknown"),
-        }
-    }
-}
 
 /// How far a database has come on this node. Two copies with equal positions have equal content; a position that
 /// goes down, or another checksum for the same transaction, means that something was undone.

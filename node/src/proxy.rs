@@ -225,10 +225,10 @@ impl Proxy {
                 let how = self.how_hit(&stored);
                 match self.deliver_cached(request, origin, &ranges, stored, how, now) {
                     Ok(response) => return Ok(response),
-                    Err(stored) => Some((stored, how)),
+                    Err(stored) => Found::Fresh(stored, how),
                 }
             }
-            _ => None,
+            other => Found::Other(other),
         };
         let question = Question {
             request: request.clone(),
@@ -313,12 +313,18 @@ impl Proxy {
     }
 
     /// The long way: whatever a lookup finds, until there is an answer.
-    async fn cached(&self, question: Question, mut found: Option<(Arc<Stored>, How)>) -> Response {
+    async fn cached(&self, question: Question, found: Found) -> Response {
+        let mut found = Some(found);
         let mut failure = Failure::BadGateway("changed-too-often");
         for _ in 0..MAX_ATTEMPTS {
-            let (stored, how) = match found.take() {
-                Some(found) => found,
-                None => match self.find(&question).await {
+            let lookup = || {
+                self.cache
+                    .shared
+                    .lookup(&question.for_cache(), clock::now())
+            };
+            let (stored, how) = match found.take().unwrap_or_else(|| Found::Other(lookup())) {
+                Found::Fresh(stored, how) => (stored, how),
+                Found::Other(lookup) => match self.find(&question, lookup).await {
                     Answer::Stored(stored, how) => (stored, how),
                     Answer::Passed(passed, how) => {
                         return self.passed_on(question, *passed, how).await;
@@ -341,14 +347,15 @@ impl Proxy {
         respond::failed(failure, how, question.report())
     }
 
-    async fn find(&self, question: &Question) -> Answer {
+    /// Gets an answer, by what a lookup has found.
+    async fn find(&self, question: &Question, found: Lookup) -> Answer {
         let make = || self.upstream_fields(question);
         let upstream = UpstreamFields {
             make: &make,
             interim: question.request.interims.clone().map(interim_sink),
         };
         let request = &question.for_cache();
-        match self.cache.shared.lookup(request, clock::now()) {
+        match found {
             Lookup::Fresh(stored) => {
                 let how = self.how_hit(&stored);
                 Answer::Stored(stored, how)
@@ -552,8 +559,8 @@ impl Proxy {
 
 /// What cannot be answered without waiting.
 pub enum Pending {
-    /// May be answered from the cache: already found, but not in memory, or to be looked for.
-    Cacheable(Box<Question>, Option<(Arc<Stored>, How)>),
+    /// May be answered from the cache.
+    Cacheable(Box<Question>, Found),
     /// The cache has no part in it.
     Pass(Route),
     /// By somebody who may.
@@ -589,6 +596,14 @@ impl Drop for Awaited<'_> {
             self.proxy.left(self.request, self.origin);
         }
     }
+}
+
+/// What the lookup of a pending request has found.
+pub enum Found {
+    /// Usable, but not in memory.
+    Fresh(Arc<Stored>, How),
+    /// Anything else.
+    Other(Lookup),
 }
 
 /// Where a request goes and what its client is believed.

@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
+/// What this node is among the others; where there are no others, as on a shared folder, each is primary.
+pub use litefs::Role;
 use litefs::{Events, HaltError, MountError};
 use parking_lot::Mutex;
 
 use super::{
-    Claim, ClusterError, Engine, Event, Listener, Position, Role, Subscription, Turn, author_of,
+    Claim, ClusterError, Engine, Event, Listener, Position, Subscription, Turn, author_of,
     authors_in, file_of,
 };
 
@@ -109,12 +111,7 @@ impl Engine for LiteFs {
 }
 
 fn tell(event: litefs::Event, role: &Mutex<Role>, listener: &Listener) {
-    let became = |new: litefs::Role| {
-        let new = match new {
-            litefs::Role::Primary => Role::Primary,
-            litefs::Role::Replica { of } => Role::Replica { of },
-            litefs::Role::Unknown => Role::Unknown,
-        };
+    let became = |new: Role| {
         *role.lock() = new.clone();
         listener(Event::Role(new));
     };
@@ -126,7 +123,7 @@ fn tell(event: litefs::Event, role: &Mutex<Role>, listener: &Listener) {
         litefs::Event::PrimaryChange(new) => became(new),
         litefs::Event::Gap(cause) => {
             tracing::warn!(%cause, "LiteFS tells nothing");
-            became(litefs::Role::Unknown);
+            became(Role::Unknown);
         }
         litefs::Event::Tx { database, .. } => {
             if let Some(author) = author_of(&database) {
