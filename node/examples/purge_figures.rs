@@ -130,6 +130,7 @@ fn main() {
         inflight: Arc::new(Inflight::default()),
         clock: Arc::new(HybridClock::new()),
         sweeper: Arc::new(Notify::new()),
+        recorder: Arc::default(),
         metrics: metrics.clone(),
     };
     let config = caje_node::Config::proxy("127.0.0.1:0", "http://127.0.0.1:1", None);

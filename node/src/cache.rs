@@ -18,6 +18,7 @@ pub mod fill;
 pub mod head;
 pub mod inflight;
 pub mod purge;
+pub mod record;
 pub mod residency;
 
 use std::ops::Range;
@@ -33,9 +34,11 @@ use crate::block::BlockIndex;
 use crate::cache::fill::{Exchange, Fetcher, Led};
 use crate::cache::inflight::{FlightKey, Inflight, Kind, Outcome, Part};
 use crate::cache::purge::{Purge, Purged, Selector};
+use crate::cache::record::{Record, Recorder};
 use crate::cache::residency::{Residency, Standing, Stored};
 use crate::clock::{self, HybridClock};
 use crate::origin::{self, UpstreamResponse};
+use crate::peer;
 use crate::semantics::asker;
 use crate::semantics::freshness::{Decision, Rules};
 use crate::semantics::key::CacheKey;
@@ -64,6 +67,12 @@ pub struct OriginRules {
     pub linger: Duration,
     /// What is sent as `Host`, if not what the client sent.
     pub host: Option<Box<str>>,
+    /// What every node should hold.
+    pub record: Record,
+    /// Whether other nodes are asked first.
+    pub peer: peer::Mode,
+    /// How long other nodes are waited for before the origin is asked.
+    pub peer_timeout: Duration,
 }
 
 impl OriginRules {
@@ -87,6 +96,7 @@ pub struct Cache {
     pub clock: Arc<HybridClock>,
     /// Told when there may be something to sweep.
     pub sweeper: Arc<Notify>,
+    pub recorder: Arc<Recorder>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -239,7 +249,13 @@ impl Cache {
             Standing::Outdated => Decision::Validate,
         };
         match decision {
-            Decision::Fresh | Decision::StaleAllowed => Lookup::Fresh(stored),
+            Decision::Fresh | Decision::StaleAllowed => {
+                if request.origin.record.counts_hits() {
+                    self.recorder
+                        .answered(request.origin, &stored, &self.metrics);
+                }
+                Lookup::Fresh(stored)
+            }
             Decision::StaleWhileRevalidate => Lookup::StaleWhileRevalidate(stored),
             Decision::Validate => Lookup::Stale(stored),
             Decision::OnlyIfCached => Lookup::Forbidden,

@@ -23,6 +23,7 @@ mod show;
 mod token;
 mod value;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,9 @@ use std::time::Duration;
 
 use caje_admin_api::Scope;
 
+pub use crate::cache::record::{Glob, Record};
+use crate::peer;
+pub use crate::peer::secret::Secret;
 pub use crate::semantics::freshness::Rules;
 pub use environment::{Environment, PeerNames};
 pub use error::{ConfigError, ConfigErrors};
@@ -45,6 +49,8 @@ pub struct Config {
     pub admin: Admin,
     pub store: Store,
     pub manifest: Manifest,
+    pub cluster: Cluster,
+    pub populate: Populate,
     pub limits: Limits,
     pub log: Log,
     /// At least one, with different names. In the order of the file.
@@ -118,6 +124,92 @@ pub enum Engine {
     /// A folder that the nodes of one host share, or that one has for itself.
     Local,
     LiteFs,
+}
+
+/// `[cluster]`: how nodes reach and know one another.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cluster {
+    /// `None`: nodes do not talk to each other.
+    pub secret: Option<Secret>,
+    /// Where other nodes reach what clients connect to. `None`: the listener's address, if it has one of its own.
+    pub advertise: Option<OriginUrl>,
+    /// Where other nodes reach the admin listener. `None`: likewise.
+    pub advertise_admin: Option<OriginUrl>,
+    /// Admin listeners of nodes to ask beside those of the manifest.
+    pub peers: Vec<OriginUrl>,
+    /// Addresses at which a node is believed to be.
+    pub allow: Vec<Cidr>,
+    /// For another node's answer.
+    pub timeout: Duration,
+}
+
+/// `[populate]`: how this node fetches what it lacks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Populate {
+    /// Whether it begins by itself.
+    pub enabled: bool,
+    pub max_in_flight: usize,
+    pub max_in_flight_per_origin: usize,
+    /// Bytes per second; `None`: no limit.
+    pub max_rate: Option<u64>,
+    /// What has hit its limit is tried again after this.
+    pub retry_after: Duration,
+    /// The first pause after a failure, and the longest.
+    pub backoff: (Duration, Duration),
+    pub limits: AttemptLimits,
+}
+
+/// `[populate.limits]`: how often a resource is asked for in vain, by how it failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttemptLimits {
+    pub default: u32,
+    /// By status (`404`), class of status (`5xx`) or another of [`AttemptLimits::KINDS`].
+    pub by_kind: BTreeMap<String, u32>,
+}
+
+impl AttemptLimits {
+    /// Failures without a status.
+    pub const KINDS: [&str; 7] = [
+        "connect",
+        "tls",
+        "dns",
+        "timeout",
+        "truncated",
+        "protocol",
+        "uncacheable",
+    ];
+
+    /// Of an answer with this status.
+    pub fn of_status(&self, status: u16) -> u32 {
+        let of = |kind: String| self.by_kind.get(&kind).copied();
+        of(status.to_string())
+            .or_else(|| of(format!("{}xx", status / 100)))
+            .unwrap_or(self.default)
+    }
+
+    /// Of one of [`AttemptLimits::KINDS`].
+    pub fn of_kind(&self, kind: &str) -> u32 {
+        self.by_kind.get(kind).copied().unwrap_or(self.default)
+    }
+}
+
+impl Default for AttemptLimits {
+    fn default() -> AttemptLimits {
+        let limits = [
+            ("404", 1),
+            ("410", 1),
+            ("5xx", 5),
+            ("connect", 5),
+            ("uncacheable", 1),
+        ];
+        AttemptLimits {
+            default: 3,
+            by_kind: limits
+                .into_iter()
+                .map(|(kind, limit)| (kind.to_owned(), limit))
+                .collect(),
+        }
+    }
 }
 
 /// `[limits]`: what a client may cost.
@@ -207,6 +299,12 @@ pub struct Origin {
     pub read_ahead_bytes: u64,
     /// Gaps up to this are fetched along with what is missing around them.
     pub merge_gap_bytes: u64,
+    /// What every node should hold of it.
+    pub record: Record,
+    /// Whether other nodes are asked before it.
+    pub peer: peer::Mode,
+    /// How long other nodes are waited for before it is asked.
+    pub peer_timeout: Duration,
 }
 
 /// What is sent as `Host` to the origin.
@@ -316,6 +414,9 @@ impl Config {
         }
         if self.manifest != new.manifest {
             sections.push("manifest");
+        }
+        if self.cluster != new.cluster {
+            sections.push("cluster");
         }
         let connections =
             |limits: &Limits| (limits.max_connections, limits.max_connections_per_address);

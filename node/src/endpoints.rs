@@ -80,6 +80,8 @@ pub struct Control {
     /// The settings in force.
     pub config: Arc<ArcSwap<Config>>,
     pub identity: Identity,
+    /// Why there is no manifest, or why it is not published.
+    pub manifest_failure: Box<dyn Fn() -> Option<String> + Send + Sync>,
     pub origins: Arc<origin::Counters>,
     /// Where clients connect.
     pub listen: Vec<SocketAddr>,
@@ -333,8 +335,24 @@ async fn readyz(State(node): State<Node>) -> Response {
     };
     text(
         StatusCode::OK,
-        format!("ready\n{disk}\nio: {}\n", health.io),
+        format!(
+            "ready\n{disk}\nio: {}\nmanifest: {}\n",
+            health.io,
+            manifest_health(&node.control)
+        ),
     )
+}
+
+/// A node serves without its manifest, so this is told and makes nothing unready.
+fn manifest_health(control: &Control) -> String {
+    match (
+        (control.manifest_failure)(),
+        control.cache.recorder.manifest(),
+    ) {
+        (Some(failure), _) => format!("failing: {failure}"),
+        (None, None) => "being opened".to_owned(),
+        (None, Some(_)) => "ok".to_owned(),
+    }
 }
 
 async fn describe() -> Response {

@@ -19,6 +19,7 @@ pub mod cache;
 
 pub mod manifest;
 pub mod origin;
+pub mod peer;
 pub mod store;
 
 pub mod cluster;

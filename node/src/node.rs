@@ -4,12 +4,14 @@
 //!  main ── Node::start ─┬─ data thread 0..n   own listeners (SO_REUSEPORT), own ring, own origin pools
 //!                       ├─ store's threads    index, write-behind, eviction
 //!                       ├─ sweep thread       removes what was purged
+//!                       ├─ manifest's threads what every node should hold
 //!                       ├─ control thread     admin listener: metrics, health
 //!                       └─ access log's thread
 //!       ── reload ──────► settings are swapped as one; connections notice nothing
 //!       ── drain ───────► stop accepting ─► let run, bounded ─► flush the index ─► gone
 //! ```
 
+mod keeper;
 mod sample;
 
 use std::io;
@@ -31,18 +33,23 @@ use tokio::task::LocalSet;
 use crate::cache::fill::Fetcher;
 use crate::cache::inflight::Inflight;
 use crate::cache::purge::{Purged, Selector};
+use crate::cache::record::Record;
 use crate::cache::residency::Residency;
 use crate::cache::{Cache, LocalCache, OriginRules};
-use crate::clock::HybridClock;
+use crate::clock::{self, HybridClock};
 use crate::config::{Config, Routes};
 use crate::endpoints::{self, Control};
+use crate::manifest::{Manifest, NodeRow};
 use crate::origin::{self, OriginPool};
+use crate::peer;
 use crate::proxy::connection::accept;
 use crate::proxy::{self, Admission, Draining, Identity, MayPurge, Proxy};
 use crate::semantics::freshness::Rules;
 use crate::store::{self, Store, StoreEvents};
 use crate::tasks::Tasks;
 use crate::telemetry::{AccessLog, Metrics, NodeState, ReloadResult, diagnostics};
+
+use keeper::Keeper;
 
 pub use crate::endpoints::ReloadError;
 
@@ -81,6 +88,7 @@ pub struct Node {
     threads: Vec<JoinHandle<()>>,
     control: Option<JoinHandle<()>>,
     sweeper: Option<JoinHandle<()>>,
+    keeper: Keeper,
     tasks: Arc<AtomicUsize>,
 }
 
@@ -202,7 +210,20 @@ impl Node {
             admin_address,
             may_purge,
         });
+        let own = node_row(&settings.current.load(), &addresses, admin_address);
+        let keeper = Keeper::start(
+            &settings.current.load(),
+            own,
+            cache.recorder.clone(),
+            cache.clock.clone(),
+        )
+        .map_err(StartError::Thread)?;
+        sample::sample_manifest(&metrics, keeper.clone(), cache.recorder.clone());
         let control = Control {
+            manifest_failure: {
+                let keeper = keeper.clone();
+                Box::new(move || keeper.failure())
+            },
             cache: cache.clone(),
             metrics,
             config: settings.current.clone(),
@@ -257,6 +278,7 @@ impl Node {
             threads: running,
             control: Some(control),
             sweeper: Some(sweeper),
+            keeper,
             tasks,
         })
     }
@@ -281,6 +303,12 @@ impl Node {
     /// Purges on this node, as [`Cache::purge`] says. Needs a tokio runtime.
     pub async fn purge(&self, selector: Selector, soft: bool) -> Purged {
         self.cache.purge(selector, soft).await
+    }
+
+    /// What every node should hold; `None` while it cannot be opened.
+    pub fn manifest(&self) -> Option<Manifest> {
+        let manifest = self.cache.recorder.manifest();
+        manifest.map(|manifest| (*manifest).clone())
     }
 
     /// Tasks that live on the data threads.
@@ -340,6 +368,7 @@ impl Node {
         for thread in [self.control.take(), self.sweeper.take()] {
             let _ = thread.map(JoinHandle::join);
         }
+        self.keeper.close();
         block_on(self.cache.store.flush());
         self.shared.log.close();
     }
@@ -493,8 +522,29 @@ fn open_cache(config: &Config, metrics: &Arc<Metrics>) -> Result<Cache, StartErr
         inflight: Arc::new(Inflight::default()),
         clock: Arc::new(clock),
         sweeper: Arc::new(Notify::new()),
+        recorder: Arc::default(),
         metrics: metrics.clone(),
     })
+}
+
+/// What this node says of itself to the others.
+fn node_row(config: &Config, listen: &[SocketAddr], admin: SocketAddr) -> NodeRow {
+    // A wildcard is nobody's address.
+    let own = |address: &SocketAddr| {
+        let has_one = !address.ip().is_unspecified();
+        has_one.then(|| format!("http://{address}"))
+    };
+    let cluster = &config.cluster;
+    let data = cluster.advertise.as_ref().map(ToString::to_string);
+    let admin_url = cluster.advertise_admin.as_ref().map(ToString::to_string);
+    NodeRow {
+        id: config.manifest_settings().node,
+        region: config.node.region.clone(),
+        data: data.or_else(|| listen.first().and_then(own)),
+        admin: admin_url.or_else(|| own(&admin)),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started: clock::now_secs(),
+    }
 }
 
 /// Gives back the space of what was purged, whenever there was a purge, until the data threads have ended.
@@ -602,6 +652,9 @@ fn admin_as_origin(admin: SocketAddr, config: &Config, metrics: &Metrics) -> Ori
         merge_gap: 0,
         linger: config.limits.linger,
         host: None,
+        record: Record::OFF,
+        peer: peer::Mode::Off,
+        peer_timeout: config.cluster.timeout,
     }
 }
 

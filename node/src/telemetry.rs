@@ -22,8 +22,9 @@ mod sharded;
 
 pub use access_log::{AccessLog, Format, Record, Sink};
 pub use label::{
-    BadRequest, CacheResult, DiskState, Dropped, FillFailure, IoEngine, Label, Labels, NodeState,
-    OriginId, OriginOutcome, PurgeMode, PurgeSelector, Refused, ReloadResult, StaleReason,
-    StatusClass, StoreOperation, Tier, TimeoutPhase, Uncacheable, Validation, Version,
+    BadRequest, CacheResult, DiskState, Dropped, FillFailure, IoEngine, Label, Labels,
+    ManifestRole, NodeState, OriginId, OriginOutcome, PurgeMode, PurgeSelector, Recorded, Refused,
+    ReloadResult, StaleReason, StatusClass, StoreOperation, Tier, TimeoutPhase, Uncacheable,
+    Validation, Version,
 };
 pub use metrics::{Counter, Gauge, Held, Histogram, Metrics, Sampled};

@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["config"],
     &["proxy"],
     &["cache"],
-    &["manifest", "store", "origin"],
+    &["manifest", "store", "origin", "peer"],
     &["cluster"],
     &["semantics", "block", "wire", "telemetry", "clock", "tasks"],
 ];

@@ -587,6 +587,9 @@ impl Fetcher {
         let stored = Stored::new(exchange.key.clone(), head, body);
         let residency = &self.cache.residency;
         let before = previous.map(|stale| &**stale);
+        if exchange.request.contains_key(header::AUTHORIZATION) {
+            stored.hits.never();
+        }
         let inserted = residency.insert(stored.clone(), before, exchange.lead.mark());
         if inserted == Insertion::Overtaken {
             self.overtake_purged(exchange);
@@ -737,9 +740,13 @@ impl Fetcher {
         let object = &stored.body.object;
         if object.is_gone() || !stored.body.is_whole_or_arriving() {
             self.cache.residency.remove(stored);
-        } else {
-            // Also where blocks are missing: what the store does not know of, it never gives up.
-            self.cache.residency.persist(stored);
+            return;
+        }
+        // Also where blocks are missing: what the store does not know of, it never gives up.
+        self.cache.residency.persist(stored);
+        if object.is_complete() {
+            let cache = &self.cache;
+            cache.recorder.answered(origin, stored, &cache.metrics);
         }
     }
 

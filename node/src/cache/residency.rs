@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use crate::cache::body::Body;
 use crate::cache::head::Head;
 use crate::cache::purge::{Ledger, Purge, Purges, Verdict};
+use crate::cache::record::Hits;
 use crate::clock::{self, Stamp};
 use crate::semantics::key::{CacheKey, DigestHashing, Scheme};
 use crate::semantics::vary::VariantKey;
@@ -52,6 +53,7 @@ pub struct Stored {
     validates_always: AtomicBool,
     /// The generation of purges that it was last held against.
     seen: AtomicU64,
+    pub hits: Hits,
 }
 
 /// How a stored response stands, apart from its freshness.
@@ -73,6 +75,7 @@ impl Stored {
             outdated: AtomicU64::new(0),
             validates_always: AtomicBool::new(false),
             seen: AtomicU64::new(0),
+            hits: Hits::default(),
         })
     }
 

@@ -14,8 +14,9 @@ use crate::telemetry::{Format, Metrics, Sink};
 use crate::{proxy, wire};
 
 /// Descriptors of a node before its first client: standard streams, the store's lock and index, the
-/// log, the administrator's listener and some of its connections, event loops of threads without data.
-const FIXED_DESCRIPTORS: u64 = 48;
+/// log, the manifest's databases, the administrator's listener and some of its connections, event loops of threads
+/// without data.
+const FIXED_DESCRIPTORS: u64 = 64;
 
 /// Of a data thread: its event loop, its ring, and what wakes it; and a client more than there is room
 /// for, where several threads accept at the same moment.
@@ -80,6 +81,9 @@ impl Config {
                 read_ahead: origin.read_ahead_bytes,
                 merge_gap: origin.merge_gap_bytes,
                 linger: self.limits.linger,
+                record: origin.record.clone(),
+                peer: origin.peer,
+                peer_timeout: origin.peer_timeout,
                 host: match &origin.host_header {
                     HostHeader::Client => None,
                     HostHeader::Origin => Some(origin.url.authority().into()),

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::token::{self, TokenHash, TooShort};
+use crate::peer::secret::{MIN_SECRET, Secret};
 
 /// Defaults that depend on the machine. Everything else has the same default everywhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct Environment {
     pub peers: Option<PeerNames>,
     /// `CAJE_ADMIN_TOKEN`: a token for everything but what nodes ask of one another.
     pub admin_token: Option<Result<TokenHash, TooShort>>,
+    /// `CAJE_CLUSTER_SECRET`: wins over the file's.
+    pub cluster_secret: Option<Result<Secret, TooShort>>,
 }
 
 /// Names in Fly.io's private DNS, 6PN, for the nodes of one app. They answer with IPv6 addresses, which
@@ -115,6 +118,11 @@ impl Environment {
             peers,
             admin_token: variable("CAJE_ADMIN_TOKEN")
                 .map(|token| token::of_environment(token.trim())),
+            cluster_secret: variable("CAJE_CLUSTER_SECRET").map(|secret| {
+                let secret = secret.trim();
+                let is_long = secret.len() >= MIN_SECRET;
+                is_long.then(|| Secret::new(secret)).ok_or(TooShort)
+            }),
         }
     }
 }

@@ -11,6 +11,8 @@ use super::token::{self, MIN_TOKEN};
 use super::value::{self, Read, Wrong, show_size};
 use super::*;
 use crate::origin::{Tls, TlsOptions};
+use crate::peer;
+use crate::peer::secret::MIN_SECRET;
 use crate::telemetry::diagnostics;
 
 const MS: Duration = Duration::from_millis(1);
@@ -102,6 +104,8 @@ fn read(top: &Section, findings: &Findings, environment: &Environment) -> Config
     }
     let store = store(&top.section("store"), environment);
     let manifest = manifest(&top.section("manifest"));
+    let cluster = cluster(&top.section("cluster"), &node, &admin, environment);
+    let populate = populate(&top.section("populate"));
     let limits = limits(&top.section("limits"));
     let log = log(&top.section("log"), environment);
     if node.cdn_id.is_empty() {
@@ -150,6 +154,8 @@ fn read(top: &Section, findings: &Findings, environment: &Environment) -> Config
         admin,
         store,
         manifest,
+        cluster,
+        populate,
         limits,
         log,
         origins,
@@ -336,6 +342,177 @@ fn manifest(section: &Section) -> Manifest {
     }
 }
 
+fn cluster(section: &Section, node: &Node, admin: &Admin, environment: &Environment) -> Cluster {
+    let secret = section.get("secret", |value| self::secret(value::text(value)?));
+    let from_environment = match environment.cluster_secret {
+        Some(Err(token::TooShort)) => {
+            let wrong = Wrong::new(format!(
+                "CAJE_CLUSTER_SECRET has fewer than {MIN_SECRET} characters"
+            ));
+            section.reject("secret", wrong.hint(MAKE_SECRET));
+            None
+        }
+        Some(Ok(ref secret)) => Some(secret.clone()),
+        None => None,
+    };
+    // The listeners' own addresses are known once they are bound; Fly.io's names before.
+    let on_fly = |address: Option<&Address>| {
+        Some(OriginUrl {
+            scheme: Scheme::Http,
+            host: environment.peers.as_ref()?.own.clone(),
+            port: address?.port,
+        })
+    };
+    let url = |key, default| section.get(key, value::origin_url).or(default);
+    Cluster {
+        secret: from_environment.or(secret),
+        advertise: url("advertise", on_fly(node.listen.first())),
+        advertise_admin: url("advertise_admin", on_fly(Some(&admin.listen))),
+        peers: section.list("peers", value::origin_url).unwrap_or_default(),
+        allow: section
+            .list("allow", value::cidr)
+            .unwrap_or_else(private_networks),
+        timeout: section.or(
+            "timeout",
+            value::duration_within(MS, seconds(60)),
+            seconds(2),
+        ),
+    }
+}
+
+/// Networks that nobody reaches from elsewhere: RFC 1918, RFC 6598, RFC 4193, and this host.
+fn private_networks() -> Vec<Cidr> {
+    [
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "::1/128",
+        "fc00::/7",
+    ]
+    .iter()
+    .filter_map(|network| Cidr::parse(network).ok())
+    .collect()
+}
+
+const MAKE_SECRET: &str = "make one with `openssl rand -hex 32`, the same for all nodes";
+
+fn secret(text: &str) -> Read<Secret> {
+    if text.len() < MIN_SECRET {
+        let wrong = Wrong::new(format!(
+            "a cluster's secret has at least {MIN_SECRET} characters"
+        ));
+        return Err(wrong.hint(MAKE_SECRET));
+    }
+    Ok(Secret::new(text))
+}
+
+fn populate(section: &Section) -> Populate {
+    let pause = |key, default| section.or(key, value::duration_within(MS, YEAR), default);
+    let rate = section.or("max_rate", value::size_within(0, TIB), 0);
+    let (first, longest) = (
+        pause("backoff", seconds(1)),
+        pause("backoff_max", seconds(300)),
+    );
+    if first > longest {
+        section.reject("backoff", Wrong::new("this is more than `backoff_max`"));
+    }
+    let count = |key, default| section.or(key, value::count(1, 10_000), default) as usize;
+    Populate {
+        enabled: section.or("enabled", value::boolean, true),
+        max_in_flight: count("max_in_flight", 8),
+        max_in_flight_per_origin: count("max_in_flight_per_origin", 4),
+        max_rate: (rate > 0).then_some(rate),
+        retry_after: pause("retry_after", seconds(3600)),
+        backoff: (first, longest.max(first)),
+        limits: section.or("limits", attempt_limits, AttemptLimits::default()),
+    }
+}
+
+/// Its keys are statuses, so there is no list of them to hold a key against.
+fn attempt_limits(value: &DeValue) -> Read<AttemptLimits> {
+    let Some(table) = value.as_table() else {
+        let wrong = Wrong::new("this is a section: attempts by status, class of status or kind");
+        return Err(wrong.hint("write [populate.limits], and `404 = 1` below"));
+    };
+    let mut limits = AttemptLimits::default();
+    for (key, value) in table {
+        let key: &str = key.get_ref();
+        let attempts = value::count(1, 1_000_000)(value.get_ref())
+            .map_err(|wrong| Wrong::new(format!("`{key}`: {}", wrong.reason)))?;
+        let attempts = attempts as u32;
+        let is_digit = |byte: &u8| byte.is_ascii_digit();
+        match key.as_bytes() {
+            b"default" => limits.default = attempts,
+            [b'1'..=b'5', b'x', b'x'] => drop(limits.by_kind.insert(key.to_owned(), attempts)),
+            [b'1'..=b'5', rest @ ..] if rest.len() == 2 && rest.iter().all(is_digit) => {
+                limits.by_kind.insert(key.to_owned(), attempts);
+            }
+            _ if AttemptLimits::KINDS.contains(&key) => {
+                limits.by_kind.insert(key.to_owned(), attempts);
+            }
+            _ => {
+                let kinds = AttemptLimits::KINDS.iter().copied().chain(["default"]);
+                let wrong = Wrong::new(format!(
+                    "`{key}` is no status, class of status (`5xx`) or kind of failure"
+                ));
+                return Err(match value::nearest(key, kinds) {
+                    Some(near) => wrong.hint(format!("did you mean `{near}`?")),
+                    None => wrong,
+                });
+            }
+        }
+    }
+    Ok(limits)
+}
+
+fn record(value: &DeValue) -> Read<Record> {
+    const FORMS: &str =
+        "write \"off\", \"all\", or { min_hits = 2, min_bytes = 0, paths = [\"/**\"] }";
+    let Some(table) = value.as_table() else {
+        return match value::text(value)? {
+            "off" => Ok(Record::OFF),
+            "all" => Ok(Record {
+                min_hits: Some(1),
+                ..Record::default()
+            }),
+            other => Err(Wrong::new(format!("`{other}` is no rule")).hint(FORMS)),
+        };
+    };
+    let mut record = Record::default();
+    for (key, value) in table {
+        let value = value.get_ref();
+        let key: &str = key.get_ref();
+        let of_key = |wrong: Wrong| Wrong::new(format!("`{key}`: {}", wrong.reason));
+        match key {
+            "min_hits" => {
+                let hits = value::count(1, 1_000_000)(value).map_err(of_key)?;
+                record.min_hits = Some(hits as u32);
+            }
+            "min_bytes" => record.min_bytes = value::size_within(0, TIB)(value).map_err(of_key)?,
+            "paths" => {
+                let DeValue::Array(patterns) = value else {
+                    return Err(Wrong::new("`paths` is a list of patterns").hint(FORMS));
+                };
+                for pattern in patterns {
+                    let text = value::text(pattern.get_ref()).map_err(of_key)?;
+                    let glob = Glob::new(text).ok_or_else(|| {
+                        let wrong = Wrong::new(format!("`{text}` is no pattern of paths"));
+                        wrong.hint("it begins with `/`; `*` stands for a part of a segment, `**` for anything")
+                    })?;
+                    record.paths.push(glob);
+                }
+            }
+            _ => {
+                let wrong = Wrong::new(format!("there is no `{key}` in a rule for recording"));
+                return Err(wrong.hint(FORMS));
+            }
+        }
+    }
+    Ok(record)
+}
+
 fn block_size(value: &DeValue) -> Read<u32> {
     let bytes = value::size_within(4 * KIB, 4 * MIB)(value)?;
     if bytes.is_power_of_two() {
@@ -477,6 +654,21 @@ fn origin(section: &Section) -> Origin {
         },
         read_ahead_bytes: section.or("read_ahead", value::size_within(0, GIB), 0),
         merge_gap_bytes: section.or("merge_gap", value::size_within(0, GIB), 256 * KIB),
+        record: section.or("record", record, Record::default()),
+        peer: section.or(
+            "peer",
+            value::one_of(&[
+                ("off", peer::Mode::Off),
+                ("nearest", peer::Mode::Nearest),
+                ("shield", peer::Mode::Shield),
+            ]),
+            peer::Mode::Nearest,
+        ),
+        peer_timeout: section.or(
+            "peer_timeout",
+            value::duration_within(MS, seconds(60)),
+            150 * MS,
+        ),
     };
     if let Some(path) = &origin.tls_ca {
         let options = TlsOptions {
@@ -579,6 +771,7 @@ pub(super) mod tests {
             admin_host: "127.0.0.1".into(),
             peers: None,
             admin_token: None,
+            cluster_secret: None,
         }
     }
 

@@ -5,7 +5,11 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::value::show_size;
-use super::{AccessFormat, Admin, Config, HostHeader, Http2, Io, Limits, Log, Node, Origin, Store};
+use super::{
+    AccessFormat, Admin, Cluster, Config, Engine, Glob, HostHeader, Http2, Io, Limits, Log,
+    Manifest, Node, Origin, Populate, Record, Store,
+};
+use crate::peer::Mode;
 
 impl Config {
     /// All settings, defaults included, in the form of a file. Hashes of tokens are left out.
@@ -18,6 +22,9 @@ impl Config {
         table.insert("node".into(), of_node(&self.node).into());
         table.insert("admin".into(), of_admin(&self.admin).into());
         table.insert("store".into(), of_store(&self.store).into());
+        table.insert("manifest".into(), of_manifest(&self.manifest).into());
+        table.insert("cluster".into(), of_cluster(&self.cluster).into());
+        table.insert("populate".into(), of_populate(&self.populate).into());
         table.insert("limits".into(), of_limits(&self.limits).into());
         table.insert("log".into(), of_log(&self.log).into());
         table.insert("origin".into(), Value::Array(origins.collect()));
@@ -123,6 +130,71 @@ fn of_store(store: &Store) -> Table {
     ])
 }
 
+fn of_manifest(manifest: &Manifest) -> Table {
+    let engine = match manifest.engine {
+        Engine::Local => "local",
+        Engine::LiteFs => "litefs",
+    };
+    table([
+        ("engine", text(engine)),
+        (
+            "dir",
+            manifest.dir.as_ref().and_then(|dir| text(dir.display())),
+        ),
+        ("litefs", text(&manifest.litefs)),
+        ("node", manifest.node.as_ref().and_then(text)),
+        ("max_rows", number(manifest.max_rows)),
+    ])
+}
+
+/// Without the secret.
+fn of_cluster(cluster: &Cluster) -> Table {
+    table([
+        ("advertise", cluster.advertise.as_ref().and_then(text)),
+        (
+            "advertise_admin",
+            cluster.advertise_admin.as_ref().and_then(text),
+        ),
+        ("peers", texts(&cluster.peers)),
+        ("allow", texts(&cluster.allow)),
+        ("timeout", duration(cluster.timeout)),
+    ])
+}
+
+fn of_populate(populate: &Populate) -> Table {
+    let limits = &populate.limits;
+    let default = ("default".to_owned(), limits.default);
+    let by_kind = limits.by_kind.clone().into_iter().chain([default]);
+    let limits: Table = by_kind
+        .map(|(kind, limit)| (kind, Value::Integer(limit.into())))
+        .collect();
+    table([
+        ("enabled", switch(populate.enabled)),
+        ("max_in_flight", number(populate.max_in_flight)),
+        (
+            "max_in_flight_per_origin",
+            number(populate.max_in_flight_per_origin),
+        ),
+        ("max_rate", size(populate.max_rate.unwrap_or(0))),
+        ("retry_after", duration(populate.retry_after)),
+        ("backoff", duration(populate.backoff.0)),
+        ("backoff_max", duration(populate.backoff.1)),
+        ("limits", Some(limits.into())),
+    ])
+}
+
+fn of_record(record: &Record) -> Option<Value> {
+    let Some(hits) = record.min_hits else {
+        return text("off");
+    };
+    let paths: Vec<&str> = record.paths.iter().map(Glob::as_str).collect();
+    Some(Value::Table(table([
+        ("min_hits", Some(Value::Integer(hits.into()))),
+        ("min_bytes", size(record.min_bytes)),
+        ("paths", texts(&paths)),
+    ])))
+}
+
 fn of_limits(limits: &Limits) -> Table {
     table([
         ("first_byte_timeout", duration(limits.first_byte_timeout)),
@@ -217,6 +289,16 @@ fn of_origin(origin: &Origin) -> Table {
         ),
         ("read_ahead", size(origin.read_ahead_bytes)),
         ("merge_gap", size(origin.merge_gap_bytes)),
+        ("record", of_record(&origin.record)),
+        (
+            "peer",
+            text(match origin.peer {
+                Mode::Off => "off",
+                Mode::Nearest => "nearest",
+                Mode::Shield => "shield",
+            }),
+        ),
+        ("peer_timeout", duration(origin.peer_timeout)),
     ])
 }
 
@@ -231,7 +313,10 @@ mod tests {
         let environment = schema::tests::environment();
         let text = "[node]\nregion='lhr'\n[limits]\nlinger='1500ms'\n[log]\npath='/l'\n[[origin]]\nname='a'\n\
                     url='https://a.example'\nhosts=['a.example','*.b.example']\nhost_header='origin'\n\
-                    default_ttl='90m'\ntls_name='c'\nread_ahead='3MiB'\n";
+                    default_ttl='90m'\ntls_name='c'\nread_ahead='3MiB'\n\
+                    record={min_hits=3,paths=['/a/**']}\npeer='shield'\n\
+                    [cluster]\npeers=['http://10.0.0.2:9180']\nallow=['10.0.0.0/8']\n\
+                    [populate]\nmax_rate='5MiB'\n[populate.limits]\n418=7\ntls=1\n";
         let config = Config::parse(text, "a".as_ref(), &environment).unwrap();
         let shown = toml::to_string(&config.to_table()).unwrap();
         let again = Config::parse(&shown, "b".as_ref(), &environment)

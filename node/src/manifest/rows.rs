@@ -154,8 +154,12 @@ pub struct NodeRow {
     pub id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
-    /// Where other nodes reach it.
-    pub addresses: Vec<String>,
+    /// URL at which other nodes reach what clients connect to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
+    /// URL of its admin listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin: Option<String>,
     pub version: String,
     /// Seconds since 1970.
     pub started: u64,

@@ -3,10 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::keeper::Keeper;
 use crate::cache::Cache;
+use crate::cache::record::Recorder;
+use crate::cluster::Role;
 use crate::origin;
 use crate::store::{DiskHealth, Store};
-use crate::telemetry::{DiskState, IoEngine, Metrics, NodeState, StoreOperation, Tier};
+use crate::telemetry::{
+    DiskState, IoEngine, ManifestRole, Metrics, NodeState, StoreOperation, Tier,
+};
 
 /// Copies what others count into the metrics, whenever they are asked for.
 pub(super) fn sample(
@@ -86,5 +91,33 @@ fn sample_store(metrics: &Metrics, store: &Store) {
     metrics.io_engine.set_only(match health.io {
         "io_uring" => IoEngine::Uring,
         _ => IoEngine::Threads,
+    });
+}
+
+/// The same of the manifest.
+pub(super) fn sample_manifest(metrics: &Arc<Metrics>, keeper: Keeper, recorder: Arc<Recorder>) {
+    metrics.on_scrape(move |metrics| {
+        let failing = keeper.failure().is_some();
+        metrics.manifest_failing.set((), u64::from(failing));
+        let Some(manifest) = recorder.manifest() else {
+            metrics.manifest_role.set_only(ManifestRole::None);
+            return;
+        };
+        let status = manifest.status();
+        metrics.manifest_role.set_only(match status.role {
+            Role::Primary => ManifestRole::Primary,
+            Role::Replica { .. } => ManifestRole::Replica,
+            Role::Unknown => ManifestRole::Unknown,
+        });
+        metrics.manifest_outbox.set((), status.outbox);
+        metrics.manifest_batches.set((), status.batches);
+        metrics
+            .manifest_rows_published
+            .set((), status.rows_published);
+        metrics.manifest_rows_merged.set((), status.rows_merged);
+        metrics.manifest_rows_refused.set((), status.rows_refused);
+        metrics.manifest_rows_lost.set((), status.rows_lost);
+        metrics.manifest_rows_dropped.set((), status.dropped);
+        metrics.manifest_rows_given_up.set((), status.given_up);
     });
 }

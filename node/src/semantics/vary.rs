@@ -124,6 +124,28 @@ impl VarySpec {
         VariantKey(key.into_boxed_slice())
     }
 
+    /// Names and values of the fields that a request for that variant has: those that were absent are left out.
+    /// `None` for a variant that no request names, or one that is not text.
+    pub fn values(&self, variant: &VariantKey) -> Option<Vec<(String, String)>> {
+        let mut rest = variant.as_bytes();
+        let mut values = Vec::new();
+        for field in &self.fields {
+            match rest {
+                [0, behind @ ..] => rest = behind,
+                [1, behind @ ..] => {
+                    let (length, behind) = behind.split_first_chunk::<4>()?;
+                    let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+                    let (value, behind) = behind.split_at_checked(length)?;
+                    let value = HeaderValue::from_bytes(value).ok()?;
+                    values.push((field.to_string(), value.to_str().ok()?.to_owned()));
+                    rest = behind;
+                }
+                _ => return None,
+            }
+        }
+        (!self.any && rest.is_empty()).then_some(values)
+    }
+
     /// Whether these request fields name that variant: as `key_for(request) == *variant`, but
     /// without allocating, and never for `*`.
     pub fn matches(&self, variant: &VariantKey, request: &HeaderMap) -> bool {

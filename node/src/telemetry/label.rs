@@ -261,6 +261,24 @@ label! {
 }
 
 label! {
+    /// What became of a response that the manifest was to be told of.
+    Recorded "outcome" {
+        Told "told",
+        Unfit "unfit",
+    }
+}
+
+label! {
+    /// What this node may write where the manifest is kept.
+    ManifestRole "role" {
+        Primary "primary",
+        Replica "replica",
+        Unknown "unknown",
+        None "none",
+    }
+}
+
+label! {
     /// Why a client's connection was not accepted.
     Refused "reason" {
         PerAddress "per_address",

@@ -1,0 +1,124 @@
+//! Opens the manifest beside the running node, tries again where that fails, and closes it at the end.
+//!
+//! Kept true here: neither start nor end of the node waits for a folder that stands still, and a node without its
+//! manifest serves as it always does.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::cache::record::Recorder;
+use crate::clock::HybridClock;
+use crate::config::Config;
+use crate::manifest::{Manifest, NodeRow};
+
+/// Pauses between two attempts: the first and the longest, doubled in between.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// What the thread and the node share.
+#[derive(Default)]
+struct State {
+    manifest: Option<Manifest>,
+    /// Why there is none.
+    failure: Option<String>,
+    ended: bool,
+}
+
+/// The manifest's place in a node.
+#[derive(Clone)]
+pub(super) struct Keeper {
+    state: Arc<(Mutex<State>, Condvar)>,
+    recorder: Arc<Recorder>,
+}
+
+impl Keeper {
+    /// Begins to open it. Never waits.
+    pub(super) fn start(
+        config: &Config,
+        own: NodeRow,
+        recorder: Arc<Recorder>,
+        clock: Arc<HybridClock>,
+    ) -> std::io::Result<Keeper> {
+        let keeper = Keeper {
+            state: Arc::default(),
+            recorder,
+        };
+        let (config, this) = (config.clone(), keeper.clone());
+        // Not joined: it may be in a file system that has stopped.
+        thread::Builder::new()
+            .name("manifest-open".into())
+            .spawn(move || this.open(&config, &own, &clock))?;
+        Ok(keeper)
+    }
+
+    fn open(&self, config: &Config, own: &NodeRow, clock: &Arc<HybridClock>) {
+        let mut pause = PAUSE.0;
+        loop {
+            let opened = config
+                .manifest_engine()
+                .map_err(Into::into)
+                .and_then(|engine| {
+                    Manifest::open(config.manifest_settings(), engine, clock.clone())
+                });
+            let (state, told) = &*self.state;
+            let mut state = state.lock();
+            match opened {
+                Ok(manifest) if state.ended => {
+                    drop(state);
+                    manifest.close();
+                    return;
+                }
+                Ok(manifest) => {
+                    if let Err(error) = manifest.announce(own) {
+                        tracing::error!(%error, "this node is not in the node table");
+                    }
+                    state.failure = None;
+                    state.manifest = Some(manifest.clone());
+                    // Under the lock, so that what ends it comes after.
+                    self.recorder.tell(Some(manifest));
+                    return;
+                }
+                Err(error) => {
+                    let failure = error.to_string();
+                    if state.failure.as_ref() != Some(&failure) {
+                        tracing::warn!(%error, "there is no manifest: it is tried again, and the node serves without it");
+                    }
+                    state.failure = Some(failure);
+                    if !state.ended {
+                        told.wait_for(&mut state, pause);
+                    }
+                    if state.ended {
+                        return;
+                    }
+                    pause = (pause * 2).min(PAUSE.1);
+                }
+            }
+        }
+    }
+
+    /// Why there is no manifest, or why it is not published. `None` also while it is being opened.
+    pub(super) fn failure(&self) -> Option<String> {
+        let state = self.state.0.lock();
+        match &state.manifest {
+            Some(manifest) => manifest.status().error,
+            None => state.failure.clone(),
+        }
+    }
+
+    /// Publishes what waits, bounded in time, and closes it. BLOCKING.
+    pub(super) fn close(&self) {
+        let (state, told) = &*self.state;
+        let manifest = {
+            let mut state = state.lock();
+            state.ended = true;
+            self.recorder.tell(None);
+            state.manifest.take()
+        };
+        told.notify_all();
+        if let Some(manifest) = manifest {
+            manifest.close();
+        }
+    }
+}
