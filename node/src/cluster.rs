@@ -42,6 +42,18 @@ pub enum Event {
     Role(Role),
 }
 
+/// How up to date the databases of others are on this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Freshness {
+    /// They are the originals, or there is no other copy that could be ahead.
+    Original,
+    /// As they were so long ago, or later.
+    AsOf(Duration),
+    /// Not all that there was has come yet, or nobody is there who would tell.
+    #[default]
+    Unknown,
+}
+
 /// Why a database could not be locked, found or asked about.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
@@ -59,6 +71,9 @@ pub enum ClusterError {
     /// The lock was, or may have been, lost while it was used. What was written may be there, or not.
     #[error("the lock of {0} was lost while it was held")]
     Lost(String),
+    /// Nobody serves the folder. It comes back, if at all, as another mount.
+    #[error("{0}")]
+    Gone(String),
     /// The folder, or something in it, does not answer as it should.
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
@@ -170,6 +185,12 @@ pub trait Engine: Send + Sync {
 
     /// The role as it was last told of. Does not block.
     fn role(&self) -> Role;
+
+    /// How up to date the databases of others are here. There is no event for it.
+    ///
+    /// # Errors
+    /// [`ClusterError`].
+    fn freshness(&self) -> Result<Freshness, ClusterError>;
 
     /// Everybody who has a database here.
     ///

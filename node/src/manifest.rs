@@ -44,7 +44,7 @@ use publish::{FIRST_BACKOFF, Publisher, Tasks};
 use queue::Queue;
 use rows::Kind;
 
-pub use publish::Status;
+pub use publish::{Status, Trouble};
 pub use read::{
     Coverage, Covered, Cursor, Filter, Held, List, Listed, PurgeCursor, Purges, Reader,
 };
@@ -116,6 +116,7 @@ struct Inner {
     queue: Arc<Queue>,
     tasks: Arc<Tasks>,
     local: Arc<Local>,
+    engine: Arc<dyn Engine>,
     counters: Arc<Counters>,
     changed: watch::Receiver<u64>,
     running: Mutex<Option<Running>>,
@@ -156,7 +157,7 @@ impl Manifest {
         let queue = Arc::new(Queue::default());
         let tasks = Arc::new(Tasks::default());
         let counters = Arc::new(Counters::default());
-        counters.note(&local, engine.role());
+        counters.note(&local);
         let (changed, watched) = watch::channel(0);
         let io = |source| OpenError::Io {
             path: settings.dir.clone(),
@@ -193,6 +194,10 @@ impl Manifest {
             unread: BTreeSet::new(),
             backoff: FIRST_BACKOFF,
             last_publication: None,
+            is_backlog: false,
+            caught_up: false,
+            is_fresh: false,
+            look: Some(Instant::now()),
         };
         let end = ended.clone();
         thread("manifest-publish", move || {
@@ -204,6 +209,7 @@ impl Manifest {
             queue,
             tasks,
             local,
+            engine,
             counters,
             changed: watched,
             running: Mutex::new(Some(Running {
@@ -289,7 +295,7 @@ impl Manifest {
         }
     }
 
-    /// Changes each time that the merge has changed.
+    /// Changes each time that the merge has changed, and when the node has caught up.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.0.changed.clone()
     }
@@ -302,11 +308,14 @@ impl Manifest {
         Reader::open(self.0.local.path())
     }
 
-    /// What the publisher last saw.
+    /// How it goes. Never waits, also where LiteFS stands still.
     pub fn status(&self) -> Status {
+        let counted = self.0.counters.counted.lock();
         Status {
+            role: self.0.engine.role(),
             dropped: self.0.queue.dropped(),
-            ..self.0.counters.status.lock().clone()
+            busy: counted.round.map(|since| since.elapsed()),
+            ..counted.status.clone()
         }
     }
 
@@ -381,7 +390,7 @@ impl Recorder {
                 // Those who wait for an acknowledgement learn of it: theirs go here.
                 Err(error) => {
                     tracing::error!(%error, rows = batch.changes.len(), "local.db takes no rows");
-                    self.counters.failed(&format!("local.db: {error}"));
+                    self.counters.failed(&format!("local.db: {error}"), false);
                 }
             }
         }
@@ -416,44 +425,89 @@ impl Ended {
 /// What the threads tell of.
 #[derive(Default)]
 pub(crate) struct Counters {
-    status: Mutex<Status>,
+    counted: Mutex<Counted>,
+}
+
+#[derive(Default)]
+struct Counted {
+    status: Status,
+    /// When the publisher has begun with what it does now.
+    round: Option<Instant>,
 }
 
 impl Counters {
-    fn recorded(&self, applied: &local::Applied) {
-        self.status.lock().given_up += applied.given_up;
+    fn count(&self, count: impl FnOnce(&mut Status)) {
+        count(&mut self.counted.lock().status);
     }
 
-    fn note(&self, local: &Local, role: Role) {
+    /// The publisher begins with something for which it may have to wait for LiteFS.
+    fn begin(&self) {
+        self.counted.lock().round = Some(Instant::now());
+    }
+
+    fn end(&self) {
+        self.counted.lock().round = None;
+    }
+
+    fn recorded(&self, applied: &local::Applied) {
+        self.count(|status| status.given_up += applied.given_up);
+    }
+
+    fn note(&self, local: &Local) {
         let outbox = local.outbox_rows();
-        let mut status = self.status.lock();
-        status.role = role;
-        status.outbox = outbox.unwrap_or(status.outbox);
+        self.count(|status| status.outbox = outbox.unwrap_or(status.outbox));
     }
 
     fn published(&self, rows: u64) {
-        let mut status = self.status.lock();
-        status.batches += u64::from(rows > 0);
-        status.rows_published += rows;
+        self.count(|status| {
+            status.batches += u64::from(rows > 0);
+            status.rows_published += rows;
+        });
     }
 
     fn merged(&self, rows: u64) {
-        self.status.lock().rows_merged += rows;
+        self.count(|status| status.rows_merged += rows);
     }
 
     fn refused(&self, rows: u64) {
-        self.status.lock().rows_refused += rows;
+        self.count(|status| status.rows_refused += rows);
     }
 
     fn lost(&self, rows: u64) {
-        self.status.lock().rows_lost += rows;
+        self.count(|status| status.rows_lost += rows);
     }
 
-    fn failed(&self, error: &str) {
-        self.status.lock().error = Some(error.to_owned());
+    fn caught_up(&self) {
+        self.count(|status| status.caught_up = true);
+    }
+
+    fn behind(&self, lag: Option<Duration>) {
+        self.count(|status| status.position_behind = lag);
+    }
+
+    fn granted(&self) {
+        self.count(|status| status.halt_failures = 0);
+    }
+
+    /// A publication has failed. Where there is no primary it could not do else.
+    fn not_published(&self, role: &Role) {
+        self.count(|status| match role {
+            Role::Unknown => status.halt_failures = 0,
+            _ => status.halt_failures = status.halt_failures.saturating_add(1),
+        });
+    }
+
+    fn failed(&self, error: &str, is_gone: bool) {
+        self.count(|status| {
+            status.error = Some(error.to_owned());
+            status.is_gone = is_gone;
+        });
     }
 
     fn well(&self) {
-        self.status.lock().error = None;
+        self.count(|status| {
+            status.error = None;
+            status.is_gone = false;
+        });
     }
 }

@@ -8,7 +8,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use caje_node::cluster::{
-    Claim, ClusterError, Engine, Event, Listener, Local, Position, Role, Subscription, Turn,
+    Claim, ClusterError, Engine, Event, Freshness, Listener, Local, Position, Role, Subscription,
+    Turn,
 };
 use rusqlite::Connection;
 
@@ -63,6 +64,7 @@ pub struct Faults {
     listener: Arc<Mutex<Option<Listener>>>,
     /// Events go nowhere.
     is_deaf: Arc<AtomicBool>,
+    freshness: Mutex<Freshness>,
     publications: AtomicU32,
     unlocked: AtomicU32,
 }
@@ -77,6 +79,7 @@ impl Faults {
             next: Mutex::default(),
             listener: Arc::default(),
             is_deaf: Arc::default(),
+            freshness: Mutex::new(Freshness::Original),
             publications: AtomicU32::new(0),
             unlocked: AtomicU32::new(0),
         })
@@ -111,6 +114,11 @@ impl Faults {
         if let Some(listener) = &*self.listener.lock().expect("a listener") {
             listener(event);
         }
+    }
+
+    /// How up to date the databases of others are, from here on.
+    pub fn set_freshness(&self, freshness: Freshness) {
+        *self.freshness.lock().expect("a freshness") = freshness;
     }
 
     /// How often a database was written.
@@ -205,6 +213,10 @@ impl Engine for Faults {
 
     fn role(&self) -> Role {
         self.inner.role()
+    }
+
+    fn freshness(&self) -> Result<Freshness, ClusterError> {
+        Ok(*self.freshness.lock().expect("a freshness"))
     }
 
     fn authors(&self) -> Result<Vec<String>, ClusterError> {

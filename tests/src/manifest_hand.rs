@@ -11,6 +11,7 @@
 //! | `rows` | `rows COUNT DIGEST`, of the whole merge |
 //! | `resources` | `resources COUNT` |
 //! | `reach COUNT` | `resources COUNT`, as soon as there are so many; or else `still COUNT` and the status |
+//! | `caught-up` | `caught up with COUNT`, as soon as it has, and how many resources there are then |
 //! | `outbox` | `outbox ROWS` |
 //! | `status` | all of the status, for people |
 //! | `publication AUTHOR` | of `caje_tests::publication`, for another author |
@@ -113,6 +114,19 @@ fn main() -> Result<(), Box<dyn Error>> {
                     }
                     if wait_until(watch.changed(), Some(deadline)).is_none() {
                         break format!("still {count}; {:?}", manifest.status());
+                    }
+                }
+            }
+            ["caught-up"] => {
+                let mut watch = manifest.watch();
+                let deadline = Instant::now() + REACH;
+                loop {
+                    watch.mark_unchanged();
+                    if manifest.status().caught_up {
+                        break format!("caught up with {}", manifest.reader()?.count()?);
+                    }
+                    if wait_until(watch.changed(), Some(deadline)).is_none() {
+                        break format!("not caught up; {:?}", manifest.status());
                     }
                 }
             }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use caje_node::clock::HybridClock;
-use caje_node::cluster::{Engine, Event as ClusterEvent, Local};
+use caje_node::cluster::{Engine, Event as ClusterEvent, Freshness, Local};
 use caje_node::manifest::{
     About, Cursor, Filter, Held, Manifest, NodeRow, OpenError, Purge, PurgeCursor, Resource,
-    ResourceId, Selector, Settings, Status,
+    ResourceId, Selector, Settings, Status, Trouble,
 };
 use caje_node::semantics::key::CacheKey;
 use caje_tests::{
@@ -349,6 +349,78 @@ async fn no_row_is_published_without_the_lock() {
     assert_eq!(engine.unlocked(), 0);
 }
 
+/// A node has caught up once others' databases are known to be up to date and have been read then, and not before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_has_caught_up_when_it_has_read_what_was_there() {
+    let folder = Folder::new();
+    let local = Local::open(&folder.join("shared")).expect("a folder");
+    let writer = open(Arc::new(local), &folder, "a");
+    settled(&writer, |status| status.caught_up).await;
+    writer.record(resource("/1")).expect("a row");
+    settled(&writer, |status| status.rows_published == 1).await;
+
+    let engine = Faults::open(&folder.join("shared"));
+    engine.set_freshness(Freshness::Unknown);
+    let reader = open(engine.clone(), &folder, "b");
+    reach(&reader, 1).await;
+    assert!(!reader.status().caught_up);
+    // What comes later, as a primary brings it, without an event that is heard.
+    engine.cut_events(true);
+    writer.record(resource("/2")).expect("a row");
+    settled(&writer, |status| {
+        status.rows_published == 2 && status.outbox == 0
+    })
+    .await;
+    engine.set_freshness(Freshness::AsOf(Duration::from_secs(60)));
+    settled(&reader, |status| status.position_behind.is_some()).await;
+    assert!(!reader.status().caught_up);
+    let trouble = reader.status().trouble().expect("trouble");
+    assert!(matches!(trouble, Trouble::Behind(lag) if lag.as_secs() == 60));
+    engine.set_freshness(Freshness::AsOf(Duration::from_secs(1)));
+    settled(&reader, |status| status.caught_up).await;
+    assert_eq!(resources(&reader), 2);
+    assert_eq!(reader.status().trouble(), None);
+    // It stays so; what comes to stand still later is trouble.
+    engine.set_freshness(Freshness::Unknown);
+    engine.tell(ClusterEvent::Role(engine.role()));
+    assert!(reader.status().caught_up);
+    writer.close();
+    reader.close();
+}
+
+/// Publications that fail one after another are trouble, and none any more when one has succeeded.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_that_is_refused_three_times_is_trouble() {
+    let folder = Folder::new();
+    let engine = Faults::open(&folder.join("shared"));
+    let writer = open(engine.clone(), &folder, "a");
+    settled(&writer, |status| status.caught_up).await;
+    assert_eq!(writer.status().trouble(), None);
+    for _ in 0..3 {
+        engine.fail(Fault::Before);
+    }
+    let go = engine.stand_still();
+    writer.record(resource("/1")).expect("a row");
+    settled(&writer, |status| status.halt_failures == 3).await;
+    let trouble = writer.status().trouble().expect("trouble");
+    assert_eq!(trouble, Trouble::NotPublished(3));
+    assert!(trouble.to_string().contains("try: "), "{trouble}");
+    // The fourth attempt waits.
+    settled(&writer, |status| status.busy.is_some()).await;
+    drop(go);
+    settled(&writer, |status| {
+        status.outbox == 0 && status.halt_failures == 0 && status.busy.is_none()
+    })
+    .await;
+    assert_eq!(writer.status().trouble(), None);
+    let still = Status {
+        busy: Some(Duration::from_secs(31)),
+        ..Status::default()
+    };
+    assert!(matches!(still.trouble(), Some(Trouble::StandsStill(_))));
+    writer.close();
+}
+
 /// What the node's own index holds of the manifest: whole, in part, out of date, or not at all.
 #[tokio::test(flavor = "multi_thread")]
 async fn coverage_joins_the_manifest_and_the_disk() {
@@ -663,4 +735,33 @@ fn a_killed_writer_on_a_replica_comes_back_whole() {
     agree(&mut hands, "resources", Some("resources 565"));
     agree(&mut hands, "outbox", Some("outbox 0"));
     agree(&mut hands, "rows", None);
+}
+
+/// A node that starts before LiteFS has a primary knows that it has not caught up, and has all when it says that it has.
+#[test]
+fn a_node_on_litefs_knows_when_it_has_caught_up() {
+    let Ok(mut nodes) = LiteFs::cluster(2) else {
+        return;
+    };
+    let folder = Folder::new();
+    let mut first = cluster(&nodes[..1], &folder).pop().expect("one");
+    assert_eq!(first.does("caught-up", &[]), "caught up with 0");
+    nodes[1].kill();
+    assert_eq!(first.does("record", &[&"/while/away/", &300]), "done");
+    assert_eq!(first.does("reach", &[&300]), "resources 300");
+    agree(std::slice::from_mut(&mut first), "outbox", Some("outbox 0"));
+    nodes[0].kill();
+    nodes[1].restart_unsynced();
+    let mount = nodes[1].mount_dir().display().to_string();
+    let data = folder.join("n1").display().to_string();
+    let mut second = hand(&["litefs", &mount, nodes[1].http_addr(), &data, "n1"]);
+    assert_eq!(second.does("record", &[&"/own/", &1]), "done");
+    assert_eq!(second.does("reach", &[&1]), "resources 1");
+    let status = second.does("status", &[]);
+    assert!(status.contains("caught_up: false"), "{status}");
+    assert!(status.contains("role: Unknown"), "{status}");
+    nodes[0].restart();
+    assert_eq!(second.does("caught-up", &[]), "caught up with 301");
+    drop((first, second));
+    drop(nodes);
 }

@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A line of LiteFS's log: it is primary, or has all that its primary had.
 const READY: &str = "connected to cluster, ready";
 
+/// Another: the mount is there, whatever it shows.
+const MOUNTED: &str = "LiteFS mounted to";
+
 /// One LiteFS process and its mount.
 #[derive(Debug)]
 pub struct LiteFs {
@@ -147,6 +150,13 @@ impl LiteFs {
         self.spawn();
     }
 
+    /// As [`LiteFs::restart`], but waits for the mount alone, as `skip-sync` would have it: there may be no primary.
+    pub fn restart_unsynced(&mut self) {
+        self.kill();
+        self.unmount();
+        self.spawn_until(MOUNTED);
+    }
+
     /// SIGTERM, and waits for the end: how LiteFS has ended.
     ///
     /// # Panics
@@ -167,6 +177,10 @@ impl LiteFs {
     }
 
     fn spawn(&mut self) {
+        self.spawn_until(READY);
+    }
+
+    fn spawn_until(&mut self, line: &str) {
         let mut child = Command::new(&self.binary)
             .args(["mount", "-config"])
             .arg(self.folder.join("litefs.yml"))
@@ -179,7 +193,7 @@ impl LiteFs {
         log.follow(child.stdout.take().expect("a pipe"));
         log.follow(child.stderr.take().expect("a pipe"));
         let process = self.process.insert(Process { child, log });
-        let ready = process.log.comes(READY);
+        let ready = process.log.comes(line);
         assert!(
             ready,
             "LiteFS at {} does not get ready: {}",

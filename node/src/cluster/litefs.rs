@@ -12,8 +12,8 @@ use litefs::{Events, HaltError, MountError};
 use parking_lot::Mutex;
 
 use super::{
-    Claim, ClusterError, Engine, Event, Listener, Position, Subscription, Turn, author_of,
-    authors_in, file_of,
+    Claim, ClusterError, Engine, Event, Freshness, Listener, Position, Subscription, Turn,
+    author_of, authors_in, file_of,
 };
 
 /// The engine of several hosts.
@@ -95,6 +95,19 @@ impl Engine for LiteFs {
         self.role.lock().clone()
     }
 
+    /// LiteFS tells a replica once a second that its primary lives, and before the first time has sent it all that
+    /// there was; but nothing as long as this replica itself writes all the time.
+    fn freshness(&self) -> Result<Freshness, ClusterError> {
+        match self.role() {
+            Role::Primary => Ok(Freshness::Original),
+            Role::Replica { .. } => {
+                let lag = litefs::lag(&self.mount)?;
+                Ok(lag.map_or(Freshness::Unknown, Freshness::AsOf))
+            }
+            Role::Unknown => Ok(Freshness::Unknown),
+        }
+    }
+
     fn authors(&self) -> Result<Vec<String>, ClusterError> {
         // A folder that is not mounted is empty, which is not the same as a cluster without rows.
         litefs::primary(&self.mount)?;
@@ -139,6 +152,7 @@ impl From<HaltError> for ClusterError {
         match error {
             HaltError::NoPrimary { .. } => ClusterError::NoPrimary(error.to_string()),
             HaltError::TimedOut { .. } => ClusterError::TimedOut(error.to_string()),
+            HaltError::Mount(error) => error.into(),
             error => ClusterError::LiteFs(error.to_string()),
         }
     }
@@ -146,6 +160,11 @@ impl From<HaltError> for ClusterError {
 
 impl From<MountError> for ClusterError {
     fn from(error: MountError) -> ClusterError {
-        ClusterError::LiteFs(error.to_string())
+        match error {
+            MountError::NotMounted { .. } | MountError::NotLiteFs { .. } => {
+                ClusterError::Gone(error.to_string())
+            }
+            error => ClusterError::LiteFs(error.to_string()),
+        }
     }
 }

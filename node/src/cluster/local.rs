@@ -22,8 +22,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::{
-    Claim, ClusterError, Engine, Event, Listener, Position, Role, Subscription, Turn, author_of,
-    authors_in, file_of,
+    Claim, ClusterError, Engine, Event, Freshness, Listener, Position, Role, Subscription, Turn,
+    author_of, authors_in, file_of,
 };
 
 /// The engine of one host.
@@ -138,6 +138,10 @@ impl Engine for Local {
 
     fn role(&self) -> Role {
         Role::Primary
+    }
+
+    fn freshness(&self) -> Result<Freshness, ClusterError> {
+        Ok(Freshness::Original)
     }
 
     fn authors(&self) -> Result<Vec<String>, ClusterError> {

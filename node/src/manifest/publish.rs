@@ -6,7 +6,7 @@
 //! ```text
 //! woken ──► databases that changed: read behind the watermark, merge
 //!       ──► own database stands elsewhere than we left it? ──► in doubt
-//!       ──► outbox, or doubt: lock, write up to 1,000 rows, unlock ──┬─► published; next 1,000
+//!       ──► outbox, or doubt: lock, write up to 1,000 rows, unlock ──┬─► published; more to publish? from the top
 //!                                                                 └─► an error: in doubt, again after a pause
 //! in doubt: once the lock was granted, and so all is here that there is, compare the own rows with the database,
 //!           and put what is missing back into the outbox
@@ -23,13 +23,26 @@ use super::author::{self, AuthorError};
 use super::local::{Local, PAGE_ROWS};
 use super::{Counters, Settings};
 use crate::clock::{HybridClock, Stamp};
-use crate::cluster::{ClusterError, Engine, Event, Position, Role};
+use crate::cluster::{ClusterError, Engine, Event, Freshness, Position, Role};
 
 /// Rows of one transaction in the author's database.
 const BATCH_ROWS: usize = 1000;
 
 /// Pauses after a failure: from the first to the second value, doubled each time. A sign of life ends one.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Between two looks at how up to date the others' databases are: until all has been read for the first time, and then.
+const LOOK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// Others' databases that are older than this are behind.
+const BEHIND: Duration = Duration::from_secs(5);
+
+/// Nothing takes the publisher longer, unless somebody does not answer: LiteFS waits ten seconds for a lock, and a
+/// page of rows takes milliseconds.
+const LONGEST_ROUND: Duration = Duration::from_secs(30);
+
+/// So many refused publications in a row are no accident.
+const FAILURES: u32 = 3;
 
 /// Authors that are told apart; beyond it all databases are looked at.
 const MAX_CHANGED: usize = 1024;
@@ -154,16 +167,40 @@ pub(super) struct Publisher {
     pub(super) unread: BTreeSet<String>,
     pub(super) backoff: Duration,
     pub(super) last_publication: Option<Instant>,
+    /// The last publication has left rows behind that were there already.
+    pub(super) is_backlog: bool,
+    /// All that was there has been read once.
+    pub(super) caught_up: bool,
+    /// The others' databases were up to date at the last look.
+    pub(super) is_fresh: bool,
+    /// When to look again.
+    pub(super) look: Option<Instant>,
+}
+
+/// What a publication leaves in the outbox.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    More,
+    /// It has failed.
+    Unknown,
 }
 
 impl Publisher {
     /// Until told to stop; then publishes what waits, once.
     pub(super) fn run(mut self) {
         let mut due = true;
-        let mut list = false;
+        let mut list = true;
         let mut retry: Option<Instant> = None;
         loop {
-            let work = self.tasks.next(retry.or(due.then(Instant::now)));
+            let next = retry.or(due.then(Instant::now));
+            let next = [next, self.look].into_iter().flatten().min();
+            let work = self.tasks.next(next);
+            self.counters.begin();
+            let was_fresh = self.is_fresh;
+            self.look(work.role || work.resync);
+            // What was read before this moment was not all that there was.
+            list |= self.is_fresh && !was_fresh && !self.caught_up;
             // More rows are no reason to believe that it goes better now.
             let is_pause = retry.is_some_and(|retry| Instant::now() < retry)
                 && !(work.role || work.resync || work.stop);
@@ -173,19 +210,32 @@ impl Publisher {
             self.unread.extend(work.changed);
             self.forget.extend(work.forget);
             if is_pause {
+                self.counters.end();
                 continue;
             }
             let listed = !list || self.list();
             list = !listed;
             let forgotten = self.forget_all();
             let read = self.read_all();
+            if self.is_fresh && listed && read && !self.caught_up {
+                self.caught_up = true;
+                self.counters.caught_up();
+                self.changed.send_modify(|generation| *generation += 1);
+            }
             due |= self.in_doubt;
-            due = due && !self.publish_due(work.stop);
-            self.counters.note(&self.local, self.engine.role());
-            if work.stop {
+            let left = if due {
+                self.publish_due(work.stop)
+            } else {
+                Left::Nothing
+            };
+            due = left != Left::Nothing;
+            self.is_backlog = left == Left::More;
+            self.counters.note(&self.local);
+            self.counters.end();
+            if work.stop && left != Left::More {
                 return;
             }
-            if listed && forgotten && read && !due {
+            if listed && forgotten && read && left != Left::Unknown {
                 retry = None;
                 self.backoff = BACKOFF.0;
                 self.counters.well();
@@ -231,23 +281,57 @@ impl Publisher {
         true
     }
 
-    /// Publishes in its pace. Says whether nothing is left.
-    fn publish_due(&mut self, at_once: bool) -> bool {
-        if let Some(last) = self.last_publication.filter(|_| !at_once) {
+    /// Looks how up to date the others' databases are, if it is time.
+    fn look(&mut self, at_once: bool) {
+        let now = Instant::now();
+        if !at_once && self.look.is_none_or(|at| now < at) {
+            return;
+        }
+        let freshness = match self.engine.freshness() {
+            Ok(freshness) => freshness,
+            Err(error) => {
+                self.failed("the manifest's folder", &error.into());
+                Freshness::Unknown
+            }
+        };
+        let pause = if self.caught_up { LOOK.1 } else { LOOK.0 };
+        self.look = (freshness != Freshness::Original).then(|| now + pause);
+        let lag = match freshness {
+            Freshness::AsOf(lag) if lag > BEHIND => Some(lag),
+            _ => None,
+        };
+        self.is_fresh = freshness != Freshness::Unknown && lag.is_none();
+        // While this node writes all the time, LiteFS has no word for it.
+        let is_quiet = self
+            .last_publication
+            .is_none_or(|last| last.elapsed() > BEHIND);
+        self.counters.behind(lag.filter(|_| is_quiet));
+    }
+
+    /// Publishes in its pace, and without one where rows have piled up.
+    fn publish_due(&mut self, at_once: bool) -> Left {
+        if let Some(last) = self.last_publication
+            && !(at_once || self.is_backlog)
+        {
             self.tasks.gather(last + self.settings.pace);
         }
         match self.publish() {
-            Ok(()) => true,
+            Ok(left) => {
+                self.counters.granted();
+                left
+            }
             Err(error) => {
                 self.in_doubt = true;
+                self.counters.not_published(&self.engine.role());
                 self.failed("the own database", &error);
-                false
+                Left::Unknown
             }
         }
     }
 
     fn failed(&self, what: &str, error: &PublishError) {
-        self.counters.failed(&format!("{what}: {error}"));
+        let is_gone = matches!(error, PublishError::Cluster(ClusterError::Gone(_)));
+        self.counters.failed(&format!("{what}: {error}"), is_gone);
         if self.backoff == BACKOFF.0 {
             tracing::warn!(what, %error, "the manifest is not up to date; tried again");
         } else {
@@ -289,6 +373,7 @@ impl Publisher {
         let database = self.engine.database(author);
         let mut rows = 0;
         loop {
+            self.counters.begin();
             let after = self.local.watermark(author)?;
             let recover = self.engine.readers_recover();
             let page = author::read(&database, author, after, PAGE_ROWS, recover)?;
@@ -311,41 +396,43 @@ impl Publisher {
         Ok(())
     }
 
-    /// Publishes until the outbox is empty and nothing is in doubt.
-    fn publish(&mut self) -> Result<(), PublishError> {
-        loop {
-            let rows = self.local.outbox(BATCH_ROWS)?;
-            if rows.is_empty() && !self.in_doubt {
-                return Ok(());
-            }
-            let owner = self.local.owner();
-            let mut written = None;
-            let position = self.engine.publish(&owner.node, &mut |turn| {
-                written = Some(author::write(turn, owner, &self.clock, &rows));
-            });
-            let written = match written {
-                Some(Err(error)) => return Err(self.after_damage(error)),
-                Some(Ok(written)) => Some(written),
-                None => None,
-            };
-            self.position = Some(position?);
-            if let Some(written) = written {
-                // What was undone without a word.
-                self.in_doubt |= self.left.is_some_and(|left| left != written.found);
-                self.left = Some(written.left);
-            }
-            self.last_publication = Some(Instant::now());
-            self.local.published(&rows)?;
-            self.counters.published(rows.len() as u64);
-            if self.in_doubt {
-                let lost = self.compare()?;
-                self.in_doubt = false;
-                if lost > 0 {
-                    tracing::info!(rows = lost, "publishing again what was lost");
-                    self.counters.lost(lost);
-                }
+    /// Publishes a batch, and compares if that is in doubt. Others' rows are read between two batches, however many
+    /// there are.
+    fn publish(&mut self) -> Result<Left, PublishError> {
+        let rows = self.local.outbox(BATCH_ROWS)?;
+        if rows.is_empty() && !self.in_doubt {
+            return Ok(Left::Nothing);
+        }
+        let owner = self.local.owner();
+        let mut written = None;
+        let position = self.engine.publish(&owner.node, &mut |turn| {
+            written = Some(author::write(turn, owner, &self.clock, &rows));
+        });
+        let written = match written {
+            Some(Err(error)) => return Err(self.after_damage(error)),
+            Some(Ok(written)) => Some(written),
+            None => None,
+        };
+        self.position = Some(position?);
+        if let Some(written) = written {
+            // What was undone without a word.
+            self.in_doubt |= self.left.is_some_and(|left| left != written.found);
+            self.left = Some(written.left);
+        }
+        self.last_publication = Some(Instant::now());
+        self.local.published(&rows)?;
+        self.counters.published(rows.len() as u64);
+        let mut lost = 0;
+        if self.in_doubt {
+            lost = self.compare()?;
+            self.in_doubt = false;
+            if lost > 0 {
+                tracing::info!(rows = lost, "publishing again what was lost");
+                self.counters.lost(lost);
             }
         }
+        let is_all = rows.len() < BATCH_ROWS && lost == 0;
+        Ok(if is_all { Left::Nothing } else { Left::More })
     }
 
     /// A damaged file of our own, which replicates to nobody, is made anew.
@@ -366,6 +453,7 @@ impl Publisher {
         let mut from = (i64::MIN, Vec::new());
         let mut lost = 0;
         loop {
+            self.counters.begin();
             let page = author::read_by_key(&database, node, (from.0, &from.1), PAGE_ROWS)?;
             let whole = page.len() < PAGE_ROWS;
             lost += self.local.compare((from.0, &from.1), &page, whole)?;
@@ -400,6 +488,47 @@ pub struct Status {
     pub dropped: u64,
     /// Own resources given up to keep `max_rows`.
     pub given_up: u64,
+    /// All that there was has been read once since the start: with LiteFS, once a primary was known and had sent it.
+    /// It stays so.
+    pub caught_up: bool,
+    /// Publications in a row that have failed though there was a primary.
+    pub halt_failures: u32,
+    /// The others' databases are as they were so long ago, which is longer than it should be.
+    pub position_behind: Option<Duration>,
+    /// How long the publisher has been at one thing, which can only mean that it waits for LiteFS.
+    pub busy: Option<Duration>,
+    /// Nobody serves the folder.
+    pub is_gone: bool,
+}
+
+/// Why the manifest of a node is not what it should be, although the node goes on serving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    #[error("nobody serves the manifest's folder; try: the log of LiteFS, then start it again")]
+    Gone,
+    #[error("LiteFS has not answered for {} s; try: restart LiteFS, and this node with it", .0.as_secs())]
+    StandsStill(Duration),
+    #[error("{0} publications have failed in a row; try: restart LiteFS, and this node with it")]
+    NotPublished(u32),
+    #[error("what other nodes say is {} s old; try: restart LiteFS, and this node with it", .0.as_secs())]
+    Behind(Duration),
+}
+
+impl Status {
+    /// What a restart of LiteFS, and of this node, would end; for the node's report of its health. A cluster without
+    /// a primary is no trouble of this node's.
+    pub fn trouble(&self) -> Option<Trouble> {
+        if self.is_gone {
+            return Some(Trouble::Gone);
+        }
+        if let Some(busy) = self.busy.filter(|busy| *busy > LONGEST_ROUND) {
+            return Some(Trouble::StandsStill(busy));
+        }
+        if self.halt_failures >= FAILURES {
+            return Some(Trouble::NotPublished(self.halt_failures));
+        }
+        self.position_behind.map(Trouble::Behind)
+    }
 }
 
 impl Default for Status {
@@ -415,6 +544,11 @@ impl Default for Status {
             rows_lost: 0,
             dropped: 0,
             given_up: 0,
+            caught_up: false,
+            halt_failures: 0,
+            position_behind: None,
+            busy: None,
+            is_gone: false,
         }
     }
 }
