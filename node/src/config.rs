@@ -117,6 +117,8 @@ pub struct Manifest {
     pub node: Option<String>,
     /// Resources that this node records.
     pub max_rows: usize,
+    /// How long a trouble lasts that only a restart of LiteFS ends, before the node ends. `None`: it serves on.
+    pub exit_after: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use caje_node::config::{Config, Environment, Overrides, TokenHash};
+use caje_node::manifest::Trouble;
 use caje_node::node::ReloadError;
 use caje_node::telemetry::diagnostics;
 use caje_node::{Ender, Node, StartError, demo, doctor};
@@ -269,11 +270,14 @@ fn run(config: Config, changes: anyhow::Result<Changes>, exit_with_stdin: bool) 
         println!("listening http://{address}");
     }
     println!("admin http://{}", node.admin_address());
-    changes.supervise(&node, &mut end, exit_with_stdin);
+    let trouble = changes.supervise(&node, &mut end, exit_with_stdin);
     tracing::info!("draining");
     end_at_once_when_told_again(node.ender());
     node.drain();
-    ExitCode::SUCCESS
+    match trouble {
+        Some(_) => ExitCode::FAILURE,
+        None => ExitCode::SUCCESS,
+    }
 }
 
 /// What makes a node read its settings again, seen from the moment this is made: SIGHUP, and a change
@@ -317,15 +321,25 @@ impl Changes {
         })
     }
 
-    /// Reloads at each change, until the node is to end.
-    fn supervise(&mut self, node: &Node, end: &mut EndSignals, exit_with_stdin: bool) {
+    /// Reloads at each change, until the node is to end. Returns the trouble that ends it, if it is one.
+    fn supervise(
+        &mut self,
+        node: &Node,
+        end: &mut EndSignals,
+        exit_with_stdin: bool,
+    ) -> Option<Trouble> {
         self.runtime.block_on(async {
+            let mut stuck = std::pin::pin!(node.stuck());
             let mut parent_gone = std::pin::pin!(demo::parent_gone(exit_with_stdin));
             loop {
                 tokio::select! {
-                    _ = end.terminate.recv() => break,
-                    _ = end.interrupt.recv() => break,
-                    () = &mut parent_gone => break,
+                    _ = end.terminate.recv() => return None,
+                    _ = end.interrupt.recv() => return None,
+                    () = &mut parent_gone => return None,
+                    trouble = &mut stuck => {
+                        tracing::error!(%trouble, "the manifest is stuck: this node ends");
+                        return Some(trouble);
+                    }
                     _ = self.hangup.recv() => {
                         node.reopen_log();
                         reload(node);
@@ -333,7 +347,7 @@ impl Changes {
                     () = FileWatch::changed(&mut self.file) => reload(node),
                 }
             }
-        });
+        })
     }
 }
 

@@ -39,7 +39,7 @@ use crate::cache::{Cache, LocalCache, OriginRules};
 use crate::clock::{self, HybridClock};
 use crate::config::{Config, Routes};
 use crate::endpoints::{self, Control};
-use crate::manifest::{Manifest, NodeRow};
+use crate::manifest::{Manifest, NodeRow, Trouble};
 use crate::origin::{self, OriginPool};
 use crate::peer;
 use crate::proxy::connection::accept;
@@ -309,6 +309,15 @@ impl Node {
     pub fn manifest(&self) -> Option<Manifest> {
         let manifest = self.cache.recorder.manifest();
         manifest.map(|manifest| (*manifest).clone())
+    }
+
+    /// Completes once the manifest is in a trouble that only a restart of LiteFS ends, for as long as the settings
+    /// let it be; never, where they say nothing of it. Needs a tokio runtime.
+    pub async fn stuck(&self) -> Trouble {
+        match self.settings.current.load().manifest.exit_after {
+            Some(limit) => self.keeper.stuck(limit).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Tasks that live on the data threads.

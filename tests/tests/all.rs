@@ -17,6 +17,7 @@ mod origins;
 mod proxying;
 mod purge;
 mod ranges;
+mod recording;
 mod sharing;
 mod stale;
 mod storage;

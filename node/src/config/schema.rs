@@ -339,6 +339,7 @@ fn manifest(section: &Section) -> Manifest {
         ),
         node: section.get("node", author),
         max_rows: section.or("max_rows", value::count(1, 10_000_000), 100_000) as usize,
+        exit_after: section.get("exit_after", value::duration_within(seconds(1), DAY)),
     }
 }
 

@@ -144,6 +144,7 @@ fn of_manifest(manifest: &Manifest) -> Table {
         ("litefs", text(&manifest.litefs)),
         ("node", manifest.node.as_ref().and_then(text)),
         ("max_rows", number(manifest.max_rows)),
+        ("exit_after", manifest.exit_after.and_then(duration)),
     ])
 }
 

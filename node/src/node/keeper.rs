@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::cache::record::Recorder;
 use crate::clock::HybridClock;
 use crate::config::Config;
-use crate::manifest::{Manifest, NodeRow};
+use crate::manifest::{Manifest, NodeRow, Trouble};
 
 /// Pauses between two attempts: the first and the longest, doubled in between.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -102,8 +102,32 @@ impl Keeper {
     pub(super) fn failure(&self) -> Option<String> {
         let state = self.state.0.lock();
         match &state.manifest {
-            Some(manifest) => manifest.status().error,
+            Some(manifest) => {
+                let status = manifest.status();
+                let trouble = status.trouble().map(|trouble| trouble.to_string());
+                trouble.or(status.error)
+            }
             None => state.failure.clone(),
+        }
+    }
+
+    /// Completes with what only a restart of LiteFS would end, once it has lasted for that long.
+    pub(super) async fn stuck(&self, limit: Duration) -> Trouble {
+        let look = (limit / 8).clamp(Duration::from_millis(10), Duration::from_secs(1));
+        let mut since = None;
+        loop {
+            // What does not answer tells of no event.
+            tokio::time::sleep(look).await;
+            let manifest = self.state.0.lock().manifest.clone();
+            match manifest.and_then(|manifest| manifest.status().trouble()) {
+                None => since = None,
+                Some(trouble) => {
+                    let since = *since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= limit {
+                        return trouble;
+                    }
+                }
+            }
         }
     }
 
