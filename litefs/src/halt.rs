@@ -93,6 +93,18 @@ pub enum HaltError {
 /// On return this node has everything that the primary had of the database. While the lock is held, whoever
 /// reads *this* database on the primary waits.
 ///
+/// # What stops the replica for good
+///
+/// A replica that has asked for the lock, or holds it, and is then brought content *for that database* by its primary
+/// takes its own write lock twice (`Store.processLTXStreamFrame`, `DB.UnsetRemoteHaltLock`), and replicates nothing any
+/// more, whatever the database, until LiteFS is restarted. A call that has reached it then, the unlock for example,
+/// does not return. So nobody should ask
+/// - for the lock of a database that another node writes;
+/// - on a database that this node has just made, until its content has come back: LiteFS sends its author a copy
+///   after the first lock is released, which shows as a second [`Event::Tx`](crate::Event::Tx) with the same position;
+/// - after [`Event::PrimaryChange`](crate::Event::PrimaryChange) to a replica, until all has come that the primary had:
+///   [`lag`](crate::lag()) is then shorter than the time since that event.
+///
 /// **On the primary** the lock is granted at once, does nothing and excludes nobody: a primary writes
 /// without it. So the same code runs everywhere.
 ///

@@ -68,6 +68,9 @@ pub enum ClusterError {
     /// The lock was not granted in time.
     #[error("waited in vain for the lock: {0}")]
     TimedOut(String),
+    /// The primary has not sent all yet that this node lacks. Nothing was tried.
+    #[error("what the primary had is not all here yet")]
+    Joining,
     /// The lock was, or may have been, lost while it was used. What was written may be there, or not.
     #[error("the lock of {0} was lost while it was held")]
     Lost(String),

@@ -16,15 +16,26 @@ fn path(node: &LiteFs, name: &str) -> String {
     node.database(name).display().to_string()
 }
 
-/// A database of a row, made and written by this node under HALT; where it then stands.
-fn written(hand: &mut Hand, database: &str) -> Position {
+/// A database of a row, made and written by this node under HALT; where it then stands. LiteFS brings it back to its
+/// author once, and a lock that is taken before stops the replica for good: that is waited for.
+fn written(hand: &mut Hand, node: &LiteFs, name: &str) -> Position {
+    let database = path(node, name);
+    let mut watch = Watch::on(node);
     assert_eq!(hand.does("create", &[&database]), "done");
     assert!(hand.does("halt", &[&database]).starts_with("held "));
     let committed = hand.does("write", &[&database, &1]);
     assert_eq!(hand.does("release", &[]), "done");
     let position = committed.strip_prefix("committed ");
     let position = position.unwrap_or_else(|| panic!("{committed}"));
-    position.parse().expect("a position")
+    let position = position.parse().expect("a position");
+    watch.until_at(name, position);
+    if litefs::primary(node.mount_dir())
+        .expect("a mount")
+        .is_some()
+    {
+        watch.until_at(name, position);
+    }
+    position
 }
 
 /// `failed KIND MILLISECONDS`
@@ -64,7 +75,7 @@ fn a_replica_writes_under_the_lock_and_not_without_it() {
     ));
 
     let mut watch = Watch::on(primary);
-    let position = written(&mut hand, &database);
+    let position = written(&mut hand, replica, "a.db");
     assert_eq!(litefs::position(&database).expect("a position"), position);
     watch.until_at("a.db", position);
     let there = litefs::position(primary.database("a.db"));
@@ -89,7 +100,7 @@ fn only_one_call_takes_the_lock() {
     };
     let database = path(replica, "a.db");
     let mut first = hand();
-    written(&mut first, &database);
+    written(&mut first, replica, "a.db");
     assert_eq!(first.does("open", &[&database]), "done");
     for (call, answer) in [
         ("fcntl setlk write 72 1", "ENOSYS"),
@@ -128,7 +139,7 @@ fn a_child_process_releases_the_lock() {
     };
     let database = path(replica, "a.db");
     let mut hand = hand();
-    written(&mut hand, &database);
+    written(&mut hand, replica, "a.db");
     assert!(hand.does("halt", &[&database]).starts_with("held "));
     assert!(
         hand.does("write", &[&database, &1])
@@ -158,7 +169,7 @@ fn a_lock_released_on_sigterm_leaves_the_primary_writable() {
     let (here, there) = (path(primary, "a.db"), path(replica, "a.db"));
     let (mut holder, mut writer) = (hand(), hand());
     let mut watch = Watch::on(primary);
-    let position = written(&mut holder, &there);
+    let position = written(&mut holder, replica, "a.db");
     watch.until_at("a.db", position);
     assert!(holder.does("halt", &[&there]).starts_with("held "));
     holder.signal(Signal::SIGTERM);
@@ -179,7 +190,7 @@ fn a_lock_that_another_holds_is_refused_after_ten_seconds() {
     let (mut holder, mut reader) = (hand(), hand());
     let mut watches = [Watch::on(primary), Watch::on(other)];
     for name in ["held.db", "read.db"] {
-        let position = written(&mut holder, &path(one, name));
+        let position = written(&mut holder, one, name);
         for watch in &mut watches {
             watch.until_at(name, position);
         }
@@ -211,7 +222,7 @@ fn a_signal_does_not_end_the_wait() {
     let (mut holder, mut waiting) = (hand(), hand());
     let (here, there) = (path(one, "a.db"), path(other, "a.db"));
     let mut watch = Watch::on(other);
-    let position = written(&mut holder, &here);
+    let position = written(&mut holder, one, "a.db");
     watch.until_at("a.db", position);
     assert!(holder.does("halt", &[&here]).starts_with("held "));
     waiting.order("halt", &[&there]);
@@ -237,7 +248,7 @@ fn without_a_primary_nobody_gets_a_lock() {
     };
     let database = path(replica, "a.db");
     let mut hand = hand();
-    written(&mut hand, &database);
+    written(&mut hand, replica, "a.db");
     let mut watch = Watch::on(replica);
     let role = || litefs::info(replica.http_addr()).expect("an answer").role;
     let primary_file = || litefs::primary(replica.mount_dir()).expect("a mount");
@@ -286,7 +297,7 @@ fn events_begin_anew_after_litefs_has_died() {
     let (here, there) = (path(primary, "a.db"), path(replica, "a.db"));
     let (mut hand, mut writer) = (hand(), hand());
     let mut watch = Watch::on(primary);
-    let position = written(&mut hand, &there);
+    let position = written(&mut hand, replica, "a.db");
     watch.until_at("a.db", position);
     let mut watch = Watch::on(replica);
 
@@ -336,7 +347,7 @@ fn positions_and_events_follow_the_writes_of_other_nodes() {
     let mut hands: Vec<Hand> = nodes.iter().map(|_| hand()).collect();
     let name = |author: usize| format!("author-{author}.db");
     for (author, hand) in hands.iter_mut().enumerate() {
-        written(hand, &path(&nodes[author], &name(author)));
+        written(hand, &nodes[author], &name(author));
     }
     for _ in 0..WRITES {
         for (author, hand) in hands.iter_mut().enumerate() {

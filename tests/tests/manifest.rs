@@ -765,3 +765,23 @@ fn a_node_on_litefs_knows_when_it_has_caught_up() {
     drop((first, second));
     drop(nodes);
 }
+
+/// LiteFS brings a new database back to its author, and stops for good if that comes while its author holds the lock
+/// again: it is waited for.
+#[test]
+fn new_authors_on_litefs_write_at_once_and_again() {
+    let Ok(nodes) = LiteFs::cluster(2) else {
+        return;
+    };
+    let folder = Folder::new();
+    let mut replica = cluster(&nodes[1..], &folder).pop().expect("one");
+    for number in 0..50 {
+        let author = format!("x{number}");
+        for time in 0..2 {
+            let answer = replica.does("publication", &[&author]);
+            assert_eq!(answer, "published written", "{author}, {time}");
+        }
+    }
+    drop(replica);
+    drop(nodes);
+}

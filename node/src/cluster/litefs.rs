@@ -1,20 +1,32 @@
 //! The folder is a LiteFS mount. `litefs.md` in the crate's docs and `docs/halt-limits.md` say what it can do.
 //!
-//! While a lock is held, no part of this process may start a child process: that would release it.
+//! Kept true here:
+//! - While a lock is held, no part of this process may start a child process: that would release it.
+//! - No lock is asked for while LiteFS may still bring content for that database from its primary. A replica that has
+//!   asked, and is brought any, stops for good: it takes its own write lock twice. LiteFS brings content to the author
+//!   when it connects to a primary, and once after the first transactions of a new database.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// What this node is among the others; where there are no others, as on a shared folder, each is primary.
 pub use litefs::Role;
 use litefs::{Events, HaltError, MountError};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::{
     Claim, ClusterError, Engine, Event, Freshness, Listener, Position, Subscription, Turn,
     author_of, authors_in, file_of,
 };
+
+/// How long a publication waits for what LiteFS brings.
+const BROUGHT: Duration = Duration::from_secs(10);
+
+/// Between two looks at what LiteFS has no event for.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The engine of several hosts.
 #[derive(Debug)]
@@ -22,7 +34,43 @@ pub struct LiteFs {
     mount: PathBuf,
     /// Host and port of this machine's LiteFS.
     addr: String,
-    role: Arc<Mutex<Role>>,
+    heard: Arc<Heard>,
+}
+
+/// What LiteFS has told.
+#[derive(Debug)]
+struct Heard {
+    state: Mutex<State>,
+    told: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    role: Role,
+    /// When it began to connect to this primary; `None` where it was connected before we asked.
+    connecting: Option<Instant>,
+    /// Where databases stand that were asked about, and how often in a row that was told.
+    applied: HashMap<String, (Position, u32)>,
+}
+
+impl Heard {
+    fn became(&self, role: Role, connecting: Option<Instant>) {
+        let mut state = self.state.lock();
+        state.role = role;
+        state.connecting = connecting;
+        drop(state);
+        self.told.notify_all();
+    }
+
+    fn applied(&self, author: &str, position: Position) {
+        let mut state = self.state.lock();
+        if let Some((last, times)) = state.applied.get_mut(author) {
+            *times = if *last == position { *times + 1 } else { 1 };
+            *last = position;
+            drop(state);
+            self.told.notify_all();
+        }
+    }
 }
 
 impl LiteFs {
@@ -31,8 +79,47 @@ impl LiteFs {
         LiteFs {
             mount: mount.to_owned(),
             addr: addr.to_owned(),
-            role: Arc::new(Mutex::new(Role::Unknown)),
+            heard: Arc::new(Heard {
+                state: Mutex::new(State {
+                    role: Role::Unknown,
+                    connecting: None,
+                    applied: HashMap::new(),
+                }),
+                told: Condvar::new(),
+            }),
         }
+    }
+
+    /// Waits until a replica has what its primary had when it connected.
+    fn wait_joined(&self) -> Result<(), ClusterError> {
+        let until = Instant::now() + BROUGHT;
+        while matches!(self.role(), Role::Replica { .. }) && self.freshness()? == Freshness::Unknown
+        {
+            if Instant::now() >= until {
+                return Err(ClusterError::Joining);
+            }
+            self.heard.told.wait_for(&mut self.heard.state.lock(), LOOK);
+        }
+        Ok(())
+    }
+
+    /// Waits until LiteFS has brought a new database back to its author: after the commit it tells of the same
+    /// position once more.
+    fn wait_brought_back(&self, author: &str, position: Position) {
+        let until = Instant::now() + BROUGHT;
+        let mut state = self.heard.state.lock();
+        while matches!(state.role, Role::Replica { .. })
+            && state
+                .applied
+                .get(author)
+                .is_some_and(|(last, times)| *last != position || *times < 2)
+        {
+            if self.heard.told.wait_until(&mut state, until).timed_out() {
+                tracing::warn!(author, "LiteFS has not brought back the new database");
+                break;
+            }
+        }
+        state.applied.remove(author);
     }
 }
 
@@ -48,28 +135,37 @@ impl Engine for LiteFs {
         write: &mut dyn FnMut(&Turn<'_>),
     ) -> Result<Position, ClusterError> {
         let database = self.database(author);
+        self.wait_joined()?;
         litefs::create_database(&database)?;
         let lock = litefs::halt(&database)?;
+        let is_new = self.position(author)? == Position::default();
+        if is_new {
+            let mut state = self.heard.state.lock();
+            state.applied.insert(author.to_owned(), Default::default());
+        }
         write(&Turn::new(&database));
         if lock.is_expired() {
             return Err(ClusterError::Lost(author.to_owned()));
         }
         let position = self.position(author)?;
         lock.release()?;
+        if is_new && position != Position::default() {
+            self.wait_brought_back(author, position);
+        }
         Ok(position)
     }
 
     fn subscribe(&self, listener: Listener) -> Result<Subscription, ClusterError> {
         let events = Events::connect(&self.addr);
         let stopper = events.stopper();
-        let role = self.role.clone();
+        let heard = self.heard.clone();
         let thread = thread::Builder::new()
             .name("manifest-events".into())
             .spawn(move || {
                 // Before LiteFS answers, and if it never does: what the mount shows is what there is.
                 listener(Event::Resync);
                 for event in events {
-                    tell(event, &role, &listener);
+                    tell(event, &heard, &listener);
                 }
             })
             .map_err(ClusterError::io(&self.mount))?;
@@ -82,27 +178,28 @@ impl Engine for LiteFs {
 
     fn position(&self, author: &str) -> Result<Position, ClusterError> {
         match litefs::position(self.database(author)) {
-            Ok(position) => Ok(Position {
-                transaction: position.txid,
-                checksum: position.checksum,
-            }),
+            Ok(position) => Ok(position.into()),
             Err(MountError::NoSuchDatabase { .. }) => Ok(Position::default()),
             Err(error) => Err(error.into()),
         }
     }
 
     fn role(&self) -> Role {
-        self.role.lock().clone()
+        self.heard.state.lock().role.clone()
     }
 
-    /// LiteFS tells a replica once a second that its primary lives, and before the first time has sent it all that
-    /// there was; but nothing as long as this replica itself writes all the time.
+    /// A primary says once a second that it lives, and for the first time when it has sent all that there was; but
+    /// nothing as long as this replica itself writes all the time.
     fn freshness(&self) -> Result<Freshness, ClusterError> {
         match self.role() {
             Role::Primary => Ok(Freshness::Original),
             Role::Replica { .. } => {
                 let lag = litefs::lag(&self.mount)?;
-                Ok(lag.map_or(Freshness::Unknown, Freshness::AsOf))
+                let connecting = self.heard.state.lock().connecting;
+                let is_of_now = |lag: &Duration| connecting.is_none_or(|at| *lag < at.elapsed());
+                Ok(lag
+                    .filter(is_of_now)
+                    .map_or(Freshness::Unknown, Freshness::AsOf))
             }
             Role::Unknown => Ok(Freshness::Unknown),
         }
@@ -123,27 +220,39 @@ impl Engine for LiteFs {
     }
 }
 
-fn tell(event: litefs::Event, role: &Mutex<Role>, listener: &Listener) {
-    let became = |new: Role| {
-        *role.lock() = new.clone();
-        listener(Event::Role(new));
+fn tell(event: litefs::Event, heard: &Heard, listener: &Listener) {
+    let became = |role: Role, connecting| {
+        heard.became(role.clone(), connecting);
+        listener(Event::Role(role));
     };
     match event {
-        litefs::Event::Init(new) => {
-            became(new);
+        litefs::Event::Init(role) => {
+            became(role, None);
             listener(Event::Resync);
         }
-        litefs::Event::PrimaryChange(new) => became(new),
+        litefs::Event::PrimaryChange(role) => became(role, Some(Instant::now())),
         litefs::Event::Gap(cause) => {
             tracing::warn!(%cause, "LiteFS tells nothing");
-            became(Role::Unknown);
+            became(Role::Unknown, None);
         }
-        litefs::Event::Tx { database, .. } => {
+        litefs::Event::Tx {
+            database, position, ..
+        } => {
             if let Some(author) = author_of(&database) {
+                heard.applied(author, position.into());
                 listener(Event::Changed(author.to_owned()));
             }
         }
         _ => {}
+    }
+}
+
+impl From<litefs::Position> for Position {
+    fn from(position: litefs::Position) -> Position {
+        Position {
+            transaction: position.txid,
+            checksum: position.checksum,
+        }
     }
 }
 

@@ -322,7 +322,9 @@ impl Publisher {
             }
             Err(error) => {
                 self.in_doubt = true;
-                self.counters.not_published(&self.engine.role());
+                if !matches!(error, PublishError::Cluster(ClusterError::Joining)) {
+                    self.counters.not_published(&self.engine.role());
+                }
                 self.failed("the own database", &error);
                 Left::Unknown
             }
