@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
-# Images of a caje node. `docker build .` makes `runtime`, a node alone; `--target runtime-litefs` adds LiteFS, which
-# then starts the node as its child.
+# Images of a caje node and of `caje`, the operator's command. `docker build .` makes `runtime`, a node without LiteFS;
+# `--target runtime-litefs` adds it, and LiteFS then starts the node as its child.
 
 # The toolchain that the workspace is held to (Cargo.toml: rust-version).
 FROM rust:1.95-bookworm AS chef
@@ -15,12 +15,13 @@ RUN cargo chef prepare --recipe-path recipe.json
 FROM chef AS builder
 COPY --from=planner /src/recipe.json recipe.json
 # A layer that stays for as long as the recipe does: all dependencies.
-RUN cargo chef cook --release --locked --package caje-node --bin caje-node --recipe-path recipe.json
+RUN cargo chef cook --release --locked --package caje-node --bin caje-node --package caje --bin caje --recipe-path recipe.json
 COPY . .
 # Stripped of lines of code, a quarter is left; the names of functions stay, for backtraces.
-RUN cargo build --release --locked --package caje-node --bin caje-node \
+RUN cargo build --release --locked --package caje-node --bin caje-node --package caje --bin caje \
  && mkdir -p /out/cache/caje /out/lib/caje/manifest \
- && strip --strip-debug -o /out/caje-node target/release/caje-node
+ && strip --strip-debug -o /out/caje-node target/release/caje-node \
+ && strip --strip-debug -o /out/caje target/release/caje
 
 FROM flyio/litefs:0.5 AS litefs
 
@@ -33,16 +34,16 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* \
  && mkdir -p /data /litefs
 COPY --link --from=litefs /usr/local/bin/litefs /usr/local/bin/litefs
-COPY --link --from=builder /out/caje-node /usr/local/bin/caje-node
+COPY --link --from=builder /out/caje-node /out/caje /usr/local/bin/
 COPY --link deploy/litefs.fly.yml /etc/litefs.yml
 ENV CAJE_CONFIG=/etc/caje/caje.toml
 EXPOSE 8080 9180 20202
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["litefs", "mount"]
 
-# A node alone: the binary, the C library and nothing else; not root.
+# A node alone: two binaries, the C library and nothing else; not root.
 FROM gcr.io/distroless/cc-debian12:nonroot AS runtime
-COPY --link --from=builder /out/caje-node /usr/local/bin/caje-node
+COPY --link --from=builder /out/caje-node /out/caje /usr/local/bin/
 # The folders that volumes are mounted on belong to the node: a new volume takes its owner from them.
 COPY --from=builder --chown=65532:65532 /out/cache/ /var/cache/
 COPY --from=builder --chown=65532:65532 /out/lib/ /var/lib/

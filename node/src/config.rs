@@ -38,7 +38,7 @@ pub use crate::semantics::freshness::Rules;
 pub use environment::{Environment, PeerNames};
 pub use error::{ConfigError, ConfigErrors};
 pub use network::{Address, BadAddress, Cidr, HostPattern, OriginUrl, Scheme};
-pub use overrides::{Overrides, Terminal};
+pub use overrides::{Overrides, Programs, Terminal};
 pub use route::Routes;
 pub use token::{MIN_TOKEN, Token, TokenHash};
 

@@ -7,6 +7,9 @@
 //!                  └─ caje-node run (ewr) ─┘
 //! ```
 //!
+//! The nodes share a folder, in which each says what every node should hold; with `--litefs` each has its own mount
+//! instead, and LiteFS, three more children, brings to all what one has written.
+//!
 //! Kept true here:
 //! - Nothing outlives the demo. Each child holds the reading end of a pipe and ends when nobody holds
 //!   the writing end any more: also when the demo itself is killed.
@@ -16,6 +19,7 @@
 
 mod child;
 mod client;
+mod litefs;
 mod numbers;
 mod origin;
 mod screen;
@@ -26,11 +30,15 @@ mod tour;
 use std::path::PathBuf;
 
 pub use child::parent_gone;
+pub use litefs::Missing;
 pub use origin::{OriginArguments, serve_origin};
 
+use litefs::Installed;
 use screen::Screen;
 use stage::Stage;
 use stop::Stop;
+
+use crate::config::Programs;
 
 /// What `caje-node demo` takes.
 #[derive(Debug, clap::Args)]
@@ -41,13 +49,23 @@ pub struct Arguments {
     /// Keep state and logs in this folder; another demo with it begins with what is cached there
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
+    /// Let the nodes share through three real LiteFS mounts; needs root, /dev/fuse, fusermount3 and LiteFS
+    #[arg(long)]
+    litefs: bool,
 }
 
 /// Runs the demo to its end: that of the tour, or Ctrl-C.
+///
+/// # Errors
+/// [`Missing`], before anything was started, where this machine cannot do what was asked for.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let installed = match arguments.litefs {
+        true => Some(Installed::find(&Programs::of_process())?),
+        false => None,
+    };
     let stop = Stop::on_signals()?;
     let screen = Screen::of_stdout();
-    let stage = Stage::set(arguments.keep.as_deref(), &stop)?;
+    let stage = Stage::set(arguments.keep.as_deref(), installed.as_ref(), &stop)?;
     match arguments.script {
         true => tour::play(stage, &screen, &stop),
         false => show(stage, &screen, &stop),

@@ -174,7 +174,10 @@ fn main() -> ExitCode {
         Command::Token {
             command: TokenCommand::New { name, scope },
         } => exit_code(print_token(&name, &scope)),
-        Command::Demo(arguments) => exit_code(demo::run(arguments)),
+        Command::Demo(arguments) => match demo::run(arguments) {
+            Err(error) if error.is::<demo::Missing>() => usage_error(&format!("error: {error}")),
+            result => exit_code(result),
+        },
         Command::SlowServer(arguments) => exit_code(demo::serve_origin(&arguments)),
     }
 }

@@ -5,6 +5,7 @@ mod caching;
 mod collapse;
 mod command;
 mod crash;
+mod demo;
 mod deployment;
 mod framing;
 mod http2;

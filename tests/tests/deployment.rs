@@ -196,6 +196,9 @@ fn the_image_is_built_with_the_toolchain_of_the_workspace() {
             assert!(line.contains(" --locked "), "{line}");
         }
     }
+    // The node, and the command that asks it, in each image.
+    let copied = "COPY --link --from=builder /out/caje-node /out/caje /usr/local/bin/\n";
+    assert_eq!(dockerfile.matches(copied).count(), 2);
     let ignored = text(".dockerignore");
     let members = at(&workspace, "workspace/members")
         .as_array()

@@ -1,6 +1,9 @@
 //! What a command line may say over the defaults of the one-line proxy, and settings for commands
 //! that have no file.
 
+use std::ffi::OsString;
+use std::path::PathBuf;
+
 use toml::de::DeValue;
 
 use super::network::{Address, BadAddress};
@@ -89,6 +92,50 @@ impl Terminal {
             (Some(term), _) if term == "dumb" => Terminal::Dumb,
             (Some(_), Some(_)) => Terminal::Plain,
             (Some(_), None) => Terminal::Coloured,
+        }
+    }
+}
+
+/// Other programs on this machine. Only the demo starts any.
+#[derive(Debug)]
+pub struct Programs {
+    /// `PATH`.
+    path: OsString,
+    /// `CAJE_LITEFS_BIN`.
+    litefs: Option<PathBuf>,
+}
+
+impl Programs {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "config reads the environment, and nobody else does"
+    )]
+    pub fn of_process() -> Programs {
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        Programs {
+            path: variable("PATH").unwrap_or_default(),
+            litefs: variable("CAJE_LITEFS_BIN").map(PathBuf::from),
+        }
+    }
+
+    /// The file of that name that comes first on the path.
+    pub fn find(&self, name: &str) -> Option<PathBuf> {
+        std::env::split_paths(&self.path)
+            .map(|folder| folder.join(name))
+            .find(|file| file.is_file())
+    }
+
+    /// `CAJE_LITEFS_BIN`, or `litefs` on the path.
+    ///
+    /// # Errors
+    /// Where it is not.
+    pub fn litefs(&self) -> Result<PathBuf, String> {
+        match &self.litefs {
+            Some(file) if file.is_file() => Ok(file.clone()),
+            Some(file) => Err(format!("CAJE_LITEFS_BIN is no file: {}", file.display())),
+            None => self
+                .find("litefs")
+                .ok_or_else(|| "there is no `litefs` on the path".to_owned()),
         }
     }
 }

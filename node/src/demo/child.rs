@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::stop::Stop;
 
@@ -34,44 +36,73 @@ pub struct Child {
     /// What it prints. Ends when the child does.
     lines: mpsc::Receiver<String>,
     log: PathBuf,
+    end: End,
+}
+
+/// How a child is asked to end.
+#[derive(Clone, Copy)]
+enum End {
+    /// Its standard input ends.
+    Input,
+    /// SIGTERM.
+    Signal,
 }
 
 impl Child {
     /// Starts this executable with other arguments; its standard error goes to the end of `log`.
     pub fn start(name: &str, arguments: &[&OsStr], log: &Path) -> anyhow::Result<Child> {
-        let errors = File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .with_context(|| format!("writing {}", log.display()))?;
         // The file this process runs, even if a build has replaced it meanwhile.
-        let mut process = Command::new("/proc/self/exe")
+        let mut command = Command::new("/proc/self/exe");
+        command
             .arg0("caje-node")
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(errors)
-            // Ctrl-C goes to the demo alone, which ends its children in order.
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("starting {name}"))?;
-        let (line, lines) = mpsc::channel();
+            .stderr(end_of(log)?);
+        let mut process = spawn(name, &mut command)?;
         let stdout = process.stdout.take().context("a child without output")?;
-        thread::Builder::new()
-            .name(format!("output of {name}"))
-            .spawn(move || {
-                for text in BufReader::new(stdout).lines().map_while(Result::ok) {
-                    // Read on when nobody listens: a full pipe would hold the child up.
-                    let _ = line.send(text);
-                }
-            })
-            .context("reading a child's output")?;
-        Ok(Child {
+        let lines = follow(name, stdout, None)?;
+        Ok(Child::new(name, process, End::Input, lines, log))
+    }
+
+    /// Starts another program; all that it prints goes to the end of `log` too. It has no pipe that ties it to the
+    /// demo, and must have its own way to find out that the demo has gone.
+    pub fn start_program(
+        name: &str,
+        program: &Path,
+        arguments: &[&OsStr],
+        log: &Path,
+    ) -> anyhow::Result<Child> {
+        let (output, input) = io::pipe().context("making a pipe")?;
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            // It reads nothing. But its last words, once the demo has gone, must not meet a pipe that nobody can
+            // read: that would kill it before it has cleaned up.
+            .stdin(output.try_clone().context("making a pipe")?)
+            .stdout(input.try_clone().context("making a pipe")?)
+            .stderr(input);
+        let process = spawn(name, &mut command)?;
+        // With it the demo's own ends of the pipe, or the output would never end.
+        drop(command);
+        let lines = follow(name, output, Some(end_of(log)?))?;
+        Ok(Child::new(name, process, End::Signal, lines, log))
+    }
+
+    fn new(
+        name: &str,
+        process: std::process::Child,
+        end: End,
+        lines: mpsc::Receiver<String>,
+        log: &Path,
+    ) -> Child {
+        Child {
             name: name.to_owned(),
             process,
             lines,
             log: log.to_owned(),
-        })
+            end,
+        }
     }
 
     pub fn id(&self) -> u32 {
@@ -80,17 +111,19 @@ impl Child {
 
     /// The address in the next line that begins with `before`.
     pub fn address(&mut self, before: &str, stop: &Stop) -> anyhow::Result<SocketAddr> {
+        let line = self.says(stop, |line| line.starts_with(before))?;
+        let address = line.strip_prefix(before).unwrap_or_default().parse();
+        address.with_context(|| format!("{} printed `{line}`", self.name))
+    }
+
+    /// Waits for the next line that is `wanted`.
+    pub fn says(&mut self, stop: &Stop, wanted: impl Fn(&str) -> bool) -> anyhow::Result<String> {
         let deadline = Instant::now() + START_LIMIT;
         loop {
             stop.check()?;
             match self.lines.recv_timeout(LOOK) {
-                Ok(line) => {
-                    if let Some(address) = line.strip_prefix(before) {
-                        return address
-                            .parse()
-                            .with_context(|| format!("{} printed `{line}`", self.name));
-                    }
-                }
+                Ok(line) if wanted(&line) => return Ok(line),
+                Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
                 Err(RecvTimeoutError::Timeout) => {
                     bail!(
@@ -118,7 +151,16 @@ impl Child {
 
     /// Tells the child to finish what it does and to end. Returns at once.
     pub fn ask_to_end(&mut self) {
-        drop(self.process.stdin.take());
+        match self.end {
+            End::Input => drop(self.process.stdin.take()),
+            End::Signal => {
+                // Once somebody has waited for its end, its id may be another's.
+                if self.ended().is_none() {
+                    let id = Pid::from_raw(self.process.id() as i32);
+                    let _ = kill(id, Signal::SIGTERM);
+                }
+            }
+        }
     }
 
     /// Waits for the end of a child that was asked to end, or kills it.
@@ -169,6 +211,44 @@ impl Drop for Child {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+fn spawn(name: &str, command: &mut Command) -> anyhow::Result<std::process::Child> {
+    command
+        // Ctrl-C goes to the demo alone, which ends its children in order.
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("starting {name}"))
+}
+
+fn end_of(log: &Path) -> anyhow::Result<File> {
+    File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("writing {}", log.display()))
+}
+
+/// The lines that somebody prints, also into `log`.
+fn follow(
+    name: &str,
+    output: impl Read + Send + 'static,
+    mut log: Option<File>,
+) -> anyhow::Result<mpsc::Receiver<String>> {
+    let (tell, lines) = mpsc::channel();
+    thread::Builder::new()
+        .name(format!("output of {name}"))
+        .spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                // Read on when nobody listens, or nothing can be written: a full pipe would hold the child up.
+                if let Some(log) = &mut log {
+                    let _ = writeln!(log, "{line}");
+                }
+                let _ = tell.send(line);
+            }
+        })
+        .context("reading a child's output")?;
+    Ok(lines)
 }
 
 /// Completes when standard input ends, where it is `watched`: the other side of [`Child`]'s pipe.

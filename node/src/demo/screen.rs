@@ -105,6 +105,10 @@ impl Screen {
             let (region, admin) = (node.region, node.admin);
             let _ = writeln!(text, "  {region:<8} {clients:<26} http://{admin}/metrics");
         }
+        for (node, litefs) in stage.nodes.iter().zip(&stage.litefs) {
+            let (addr, role) = (&litefs.addr, litefs.role());
+            let _ = writeln!(text, "  {:<8} {addr:<26} {}: {role}", "litefs", node.region);
+        }
         let folder = stage.folder().display();
         let fate = match stage.kept() {
             Some(_) => "stays",

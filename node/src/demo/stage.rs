@@ -1,17 +1,22 @@
-//! What the demo plays with: an origin, three nodes, and a folder for what they keep.
+//! What the demo plays with: an origin, three nodes, what they share, and a folder for all that is kept.
 //!
 //! ```text
 //! FOLDER/lock                 held while a demo runs in a folder that stays
 //!        origin.log
+//!        manifest/            what the nodes share, if it is a plain folder
 //!        lhr/caje.toml        written at each start; the node reads it again when somebody edits it
 //!            node.log         what the node has to say
 //!            access.log
-//!            cache/           segment files and index
+//!            cache/           segment files, index, and what the node has recorded
+//!            litefs.yml       with --litefs
+//!            litefs.log
+//!            litefs/          what LiteFS keeps of the mount
+//!            mount/           where the node finds what all share
 //! ```
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, TryLockError};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +25,9 @@ use anyhow::Context;
 
 use super::child::Child;
 use super::client::Client;
+use super::litefs::{Installed, LiteFs};
 use super::stop::Stop;
+use crate::config::TokenHash;
 
 pub const REGIONS: [&str; 3] = ["cdg", "lhr", "ewr"];
 
@@ -37,6 +44,10 @@ pub struct Stage {
     pub origin: SocketAddr,
     origin_child: Option<Child>,
     pub nodes: Vec<Node>,
+    /// Below each node, in their order; or nothing, and a plain folder is what they share.
+    pub litefs: Vec<LiteFs>,
+    /// Lets whoever has it see and change everything on the nodes.
+    token: String,
     stop: Stop,
     // The last to go: the children write into it.
     folder: Folder,
@@ -53,7 +64,11 @@ pub struct Node {
 
 impl Stage {
     /// Starts everything. Returns when all of it serves.
-    pub fn set(keep: Option<&Path>, stop: &Stop) -> anyhow::Result<Stage> {
+    pub fn set(
+        keep: Option<&Path>,
+        installed: Option<&Installed>,
+        stop: &Stop,
+    ) -> anyhow::Result<Stage> {
         let folder = Folder::new(keep)?;
         let (origin_child, origin) =
             on_free_ports(|free| start_origin(&folder, loopback(free.port(ORIGIN_PORT)), stop))?;
@@ -62,14 +77,23 @@ impl Stage {
             origin,
             origin_child: Some(origin_child),
             nodes: Vec::new(),
+            litefs: Vec::new(),
+            token: format!("caje_{}", random_digits()?),
             stop: stop.clone(),
             folder,
         };
-        for (place, region) in (0..).zip(REGIONS) {
+        if let Some(installed) = installed {
+            for (place, region) in REGIONS.iter().enumerate() {
+                let folder = stage.folder.path.join(region);
+                let litefs = LiteFs::start(installed, region, &folder, place, stop)?;
+                stage.litefs.push(litefs);
+            }
+        }
+        for place in 0..REGIONS.len() {
             let node = on_free_ports(|free| {
-                let clients = loopback(free.port(CLIENTS_PORT + place));
-                let admin = loopback(free.port(ADMIN_PORT + place));
-                stage.start_node(region, clients, admin)
+                let clients = loopback(free.port(CLIENTS_PORT + place as u16));
+                let admin = loopback(free.port(ADMIN_PORT + place as u16));
+                stage.start_node(place, clients, admin)
             })?;
             stage.nodes.push(node);
         }
@@ -86,8 +110,7 @@ impl Stage {
     }
 
     pub fn node(&self, region: &str) -> anyhow::Result<&Node> {
-        let node = self.nodes.iter().find(|node| node.region == region);
-        node.with_context(|| format!("there is no node in {region}"))
+        Ok(&self.nodes[self.place(region)?])
     }
 
     pub fn origin_id(&self) -> Option<u32> {
@@ -108,14 +131,24 @@ impl Stage {
 
     /// Drains a node, and starts it again where it was.
     pub fn restart_node(&mut self, region: &str) -> anyhow::Result<()> {
-        let found = self.nodes.iter().position(|node| node.region == region);
-        let place = found.with_context(|| format!("there is no node in {region}"))?;
+        let place = self.place(region)?;
         if let Some(child) = self.nodes[place].child.take() {
             child.end()?;
         }
+        self.start_again(region)
+    }
+
+    /// Starts a node that has ended where it was.
+    pub fn start_again(&mut self, region: &str) -> anyhow::Result<()> {
+        let place = self.place(region)?;
         let (clients, admin) = (self.nodes[place].clients, self.nodes[place].admin);
-        self.nodes[place] = self.start_node(self.nodes[place].region, clients, admin)?;
+        self.nodes[place] = self.start_node(place, clients, admin)?;
         Ok(())
+    }
+
+    fn place(&self, region: &str) -> anyhow::Result<usize> {
+        let found = self.nodes.iter().position(|node| node.region == region);
+        found.with_context(|| format!("there is no node in {region}"))
     }
 
     /// The end of each node's log, for whoever has to find out what went wrong.
@@ -138,6 +171,10 @@ impl Stage {
                 result = result.and(child.end());
             }
         }
+        // Its mount is busy for as long as a node runs. The primary last: the others would miss it.
+        while let Some(litefs) = self.litefs.pop() {
+            result = result.and(litefs.end());
+        }
         // The origin may have been killed, to see what the nodes do then.
         if let Some(mut origin) = self.origin_child.take()
             && origin.ended().is_none()
@@ -149,14 +186,15 @@ impl Stage {
 
     fn start_node(
         &self,
-        region: &'static str,
+        place: usize,
         clients: SocketAddr,
         admin: SocketAddr,
     ) -> anyhow::Result<Node> {
+        let region = REGIONS[place];
         let folder = self.folder.path.join(region);
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
         let settings = folder.join("caje.toml");
-        let text = settings_text(region, clients, admin, self.origin, &folder)?;
+        let text = self.settings(place, clients, admin, &folder)?;
         fs::write(&settings, text).with_context(|| format!("writing {}", settings.display()))?;
         let arguments: [&OsStr; 4] = [
             "run".as_ref(),
@@ -174,6 +212,72 @@ impl Stage {
             admin,
             child: Some(child),
         })
+    }
+
+    fn settings(
+        &self,
+        place: usize,
+        clients: SocketAddr,
+        admin: SocketAddr,
+        folder: &Path,
+    ) -> anyhow::Result<String> {
+        let region = REGIONS[place];
+        let origin = self.origin;
+        let cache = toml_path(&folder.join("cache"))?;
+        let access_log = toml_path(&folder.join("access.log"))?;
+        let manifest = match self.litefs.get(place) {
+            Some(litefs) => {
+                let mount = toml_path(&litefs.mount)?;
+                format!(
+                    "engine = \"litefs\"\ndir = {mount}\nlitefs = \"{}\"",
+                    litefs.addr
+                )
+            }
+            None => {
+                let dir = toml_path(&self.folder.path.join("manifest"))?;
+                format!("engine = \"local\"\ndir = {dir}")
+            }
+        };
+        let hash = TokenHash::of(&self.token);
+        Ok(format!(
+            r#"# Written by `caje-node demo` when it starts this node.
+# Edit it while the demo runs: the node takes new settings into use at once.
+
+[node]
+name = "demo-{region}"
+region = "{region}"
+listen = "{clients}"
+threads = 2
+
+[admin]
+listen = "{admin}"
+
+[[admin.token]]
+name = "demo"
+hash = "{hash}"
+scopes = ["read", "purge", "admin"]
+
+[store]
+dir = {cache}
+size = "256MiB"
+memory = "32MiB"
+
+# What every node should hold, as all nodes say.
+[manifest]
+{manifest}
+
+[limits]
+drain_timeout = "2s"
+
+[log]
+access = "combined"
+path = {access_log}
+
+[[origin]]
+name = "slow_server"
+url = "http://{origin}"
+"#
+        ))
     }
 }
 
@@ -209,51 +313,20 @@ fn start_origin(
     Ok((child, address))
 }
 
-fn settings_text(
-    region: &str,
-    clients: SocketAddr,
-    admin: SocketAddr,
-    origin: SocketAddr,
-    folder: &Path,
-) -> anyhow::Result<String> {
-    let path = |name: &str| {
-        let path = folder.join(name);
-        let text = path
-            .to_str()
-            .with_context(|| format!("{} is no UTF-8", path.display()))?;
-        anyhow::Ok(toml::Value::from(text))
-    };
-    let (cache, access_log) = (path("cache")?, path("access.log")?);
-    Ok(format!(
-        r#"# Written by `caje-node demo` when it starts this node.
-# Edit it while the demo runs: the node takes new settings into use at once.
+/// 256 random bits.
+fn random_digits() -> anyhow::Result<String> {
+    let mut random = [0; 32];
+    File::open("/dev/urandom")
+        .and_then(|mut source| source.read_exact(&mut random))
+        .context("reading /dev/urandom")?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+}
 
-[node]
-name = "demo-{region}"
-region = "{region}"
-listen = "{clients}"
-threads = 2
-
-[admin]
-listen = "{admin}"
-
-[store]
-dir = {cache}
-size = "256MiB"
-memory = "32MiB"
-
-[limits]
-drain_timeout = "2s"
-
-[log]
-access = "combined"
-path = {access_log}
-
-[[origin]]
-name = "slow_server"
-url = "http://{origin}"
-"#
-    ))
+fn toml_path(path: &Path) -> anyhow::Result<toml::Value> {
+    let text = path
+        .to_str()
+        .with_context(|| format!("{} is no UTF-8", path.display()))?;
+    Ok(toml::Value::from(text))
 }
 
 /// Which ports to ask for.
