@@ -32,6 +32,8 @@ pub struct Environment {
     pub admin_host: String,
     /// `FLY_APP_NAME` and `FLY_MACHINE_ID`: where the other nodes are found. Elsewhere nobody knows.
     pub peers: Option<PeerNames>,
+    /// `CAJE_ADVERTISE_HOST`, else this node's name in Fly.io's DNS: by which others reach its listeners.
+    pub advertise_host: Option<String>,
     /// `CAJE_ADMIN_TOKEN`: a token for everything but what nodes ask of one another.
     pub admin_token: Option<Result<TokenHash, TooShort>>,
     /// `CAJE_CLUSTER_SECRET`: wins over the file's.
@@ -115,6 +117,8 @@ impl Environment {
             log_level: variable("CAJE_LOG"),
             config_path: variable("CAJE_CONFIG").map(PathBuf::from),
             admin_host: admin_host.to_owned(),
+            advertise_host: variable("CAJE_ADVERTISE_HOST")
+                .or_else(|| peers.as_ref().map(|names| names.own.clone())),
             peers,
             admin_token: variable("CAJE_ADMIN_TOKEN")
                 .map(|token| token::of_environment(token.trim())),

@@ -356,19 +356,16 @@ fn cluster(section: &Section, node: &Node, admin: &Admin, environment: &Environm
         Some(Ok(ref secret)) => Some(secret.clone()),
         None => None,
     };
-    // The listeners' own addresses are known once they are bound; Fly.io's names before.
-    let on_fly = |address: Option<&Address>| {
-        Some(OriginUrl {
-            scheme: Scheme::Http,
-            host: environment.peers.as_ref()?.own.clone(),
-            port: address?.port,
-        })
+    // The listeners' own addresses are known once they are bound; names before.
+    let by_name = |address: Option<&Address>| {
+        let host = environment.advertise_host.as_ref()?;
+        OriginUrl::parse(&format!("http://{host}:{}", address?.port)).ok()
     };
     let url = |key, default| section.get(key, value::origin_url).or(default);
     Cluster {
         secret: from_environment.or(secret),
-        advertise: url("advertise", on_fly(node.listen.first())),
-        advertise_admin: url("advertise_admin", on_fly(Some(&admin.listen))),
+        advertise: url("advertise", by_name(node.listen.first())),
+        advertise_admin: url("advertise_admin", by_name(Some(&admin.listen))),
         peers: section.list("peers", value::origin_url).unwrap_or_default(),
         allow: section
             .list("allow", value::cidr)
@@ -772,6 +769,7 @@ pub(super) mod tests {
             admin_host: "127.0.0.1".into(),
             peers: None,
             admin_token: None,
+            advertise_host: None,
             cluster_secret: None,
         }
     }
