@@ -11,6 +11,7 @@ mod faults;
 mod folder;
 mod http2;
 mod litefs;
+mod litefs_node;
 mod node;
 mod program;
 
@@ -22,6 +23,7 @@ pub use faults::{Fault, Faults, publication};
 pub use folder::Folder;
 pub use http2::{Frame, Http2, RawHttp2, frame_type};
 pub use litefs::{Hand, LiteFs, Skip, Watch};
+pub use litefs_node::LiteFsNode;
 pub use node::{Node, settings};
 pub use program::{Program, Unheard};
 pub use slow_server::{Answer as OriginAnswer, Gate, Lie, LieClass, Origin};

@@ -158,6 +158,10 @@ impl Program {
         self.admin
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("a running process")
+    }
+
     pub fn signal(&self, signal: Signal) {
         send_signal(&self.child, signal);
     }

@@ -12,6 +12,7 @@ mod http2;
 mod lies;
 mod limits;
 mod litefs;
+mod litefs_nodes;
 mod manifest;
 mod operations;
 mod origins;

@@ -143,6 +143,11 @@ impl LiteFs {
         self.signal(Signal::SIGCONT);
     }
 
+    /// Takes the mount away below everybody, and leaves LiteFS running: what is then below the path is a plain folder.
+    pub fn lose_mount(&self) {
+        self.unmount();
+    }
+
     /// kill -9, a new mount, and a new process with the same data and address; waits until it is ready.
     pub fn restart(&mut self) {
         self.kill();
