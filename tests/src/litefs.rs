@@ -21,7 +21,8 @@ use litefs::{Event, Events, Position, Stopper};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::PATIENCE;
+/// How long anything may take: longer than elsewhere, as these plays write to a disk that all others use too.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 #[path = "../../litefs/examples/halt_stress/node.rs"]
 mod node;

@@ -14,8 +14,13 @@
 //! | `caught-up` | `caught up with COUNT`, as soon as it has, and how many resources there are then |
 //! | `outbox` | `outbox ROWS` |
 //! | `status` | all of the status, for people |
+//! | `hold` | `holding`: has begun a batch of its own under the lock, and written half of it. The next line, whatever it is, has it commit: `let go RESULT` |
+//! | `half AUTHOR` | `half COUNT SOUND`: rows of such batches in that database, and what its integrity check says |
+//! | `trouble` | `trouble TEXT`, of the status |
 //! | `publication AUTHOR` | of `caje_tests::publication`, for another author |
 //! | `close` | `done`, and the end |
+//!
+//! SIGTERM closes the manifest, and ends the process, whatever it does.
 
 use std::error::Error;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -30,14 +35,23 @@ use std::time::{Duration, Instant};
 use caje_node::clock::HybridClock;
 use caje_node::cluster::{Engine, LiteFs, Local};
 use caje_node::manifest::{About, Manifest, Purge, Resource, ResourceId, Selector, Settings};
+use nix::sys::signal::{SigSet, Signal};
+use rusqlite::{Connection, OpenFlags};
 
 /// How long `reach` waits before it says how far it has come.
-const REACH: Duration = Duration::from_secs(15);
+const REACH: Duration = Duration::from_secs(50);
 
 /// Between two pairs of rows of `soak`: in ten minutes less than `max_rows`.
 const SOAK_PAUSE: Duration = Duration::from_millis(20);
 
+/// Of a batch that is half written: more than SQLite keeps in memory.
+const HALF_ROWS: u32 = 200;
+
 fn main() -> Result<(), Box<dyn Error>> {
+    // Before there is any other thread.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.thread_block()?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let (engine, data, node): (Arc<dyn Engine>, &str, &str) = match arguments[..] {
@@ -55,8 +69,15 @@ fn main() -> Result<(), Box<dyn Error>> {
             return Ok(());
         }
     };
+    let closed = manifest.clone();
+    thread::spawn(move || {
+        signals.wait().expect("wait for a signal");
+        closed.close();
+        std::process::exit(0);
+    });
     println!("ready");
-    for line in std::io::stdin().lock().lines() {
+    let mut lines = std::io::stdin().lock().lines();
+    while let Some(line) = lines.next() {
         let line = line?;
         let words: Vec<&str> = line.split(' ').collect();
         let answer = match words[..] {
@@ -132,6 +153,23 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             ["outbox"] => format!("outbox {}", manifest.status().outbox),
             ["status"] => format!("{:?}", manifest.status()),
+            ["hold"] => {
+                let mut wait = || {
+                    println!("holding");
+                    lines.next();
+                };
+                let mut committed = Ok(());
+                let published = engine.publish(node, &mut |turn| {
+                    committed = write_half_and_wait(turn.database(), &mut wait);
+                });
+                let words = format!("let go {committed:?} {published:?}");
+                words.replace('\n', " ")
+            }
+            ["half", author] => half(&engine.database(author)),
+            ["trouble"] => match manifest.status().trouble() {
+                Some(trouble) => format!("trouble {trouble}"),
+                None => "trouble none".to_owned(),
+            },
             ["publication", author] => caje_tests::publication(&*engine, author),
             ["close"] => {
                 manifest.close();
@@ -160,6 +198,41 @@ fn resource(target: &str) -> Resource {
             origin: "main".to_owned(),
             ..About::default()
         },
+    }
+}
+
+/// Begins a transaction, lets what it has written so far reach the file, waits, and commits.
+fn write_half_and_wait(database: &Path, wait: &mut dyn FnMut()) -> rusqlite::Result<()> {
+    let connection = Connection::open(database)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.pragma_update(None, "journal_mode", "TRUNCATE")?;
+    connection.pragma_update(None, "cache_size", 2)?;
+    connection.execute_batch(
+        "BEGIN IMMEDIATE; CREATE TABLE IF NOT EXISTS half (value BLOB); DELETE FROM half",
+    )?;
+    for _ in 0..HALF_ROWS {
+        connection.execute("INSERT INTO half VALUES (randomblob(2000))", [])?;
+    }
+    wait();
+    connection.execute_batch("COMMIT")
+}
+
+fn half(database: &Path) -> String {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let asked = Connection::open_with_flags(database, flags).and_then(|database| {
+        database.busy_timeout(Duration::from_secs(5))?;
+        let sound: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
+        let is_there = database.table_exists(None, "half")?;
+        let count = "SELECT count(*) FROM half";
+        let rows = match is_there {
+            true => database.query_row(count, [], |row| row.get(0))?,
+            false => 0,
+        };
+        Ok((rows, sound))
+    });
+    match asked {
+        Ok((rows, sound)) => format!("half {rows} {sound}"),
+        Err(error) => format!("half unknown {error}"),
     }
 }
 

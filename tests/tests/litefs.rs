@@ -1,9 +1,9 @@
 //! What the crate `litefs` says of LiteFS, held against the real one.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use caje_tests::{Hand, LiteFs, Watch};
+use caje_tests::{HAND_PATIENCE, Hand, LiteFs, Watch};
 use litefs::{Event, HttpError, MountError, Position, Role};
 use nix::sys::signal::Signal;
 
@@ -36,6 +36,15 @@ fn written(hand: &mut Hand, node: &LiteFs, name: &str) -> Position {
         watch.until_at(name, position);
     }
     position
+}
+
+/// Waits until this node's copy stands there.
+fn arrives(node: &LiteFs, name: &str, wanted: Position) {
+    let since = Instant::now();
+    while litefs::position(node.database(name)).ok() != Some(wanted) {
+        assert!(since.elapsed() < HAND_PATIENCE, "{name} is not at {wanted}");
+        std::thread::yield_now();
+    }
 }
 
 /// `failed KIND MILLISECONDS`
@@ -366,6 +375,7 @@ fn positions_and_events_follow_the_writes_of_other_nodes() {
         let own = litefs::position(nodes[author].database(&name(author)));
         let own = own.expect("a position");
         for (node, hand) in nodes.iter().zip(&mut hands) {
+            arrives(node, &name(author), own);
             assert_eq!(
                 hand.does("count", &[&path(node, &name(author))]),
                 format!("rows {}", WRITES + 1)

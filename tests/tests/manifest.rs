@@ -11,7 +11,8 @@ use caje_node::manifest::{
 };
 use caje_node::semantics::key::CacheKey;
 use caje_tests::{
-    Fault, Faults, Folder, Hand, LiteFs, Node, Origin, PATIENCE, Watch, publication, until, within,
+    Fault, Faults, Folder, HAND_PATIENCE, Hand, LiteFs, Node, Origin, Watch, publication, until,
+    within,
 };
 use litefs::{Event, Role};
 use nix::sys::signal::Signal;
@@ -499,7 +500,7 @@ fn agree(hands: &mut [Hand], order: &str, wanted: Option<&str>) -> String {
         if is_wanted && answers.iter().all(|answer| answer == first) {
             return first.clone();
         }
-        if since.elapsed() >= PATIENCE {
+        if since.elapsed() >= HAND_PATIENCE {
             let statuses = hands.iter_mut().map(|hand| hand.does("status", &[]));
             let statuses: Vec<String> = statuses.collect();
             panic!("{order}: {answers:?}\n{}", statuses.join("\n"));
@@ -539,12 +540,31 @@ fn kill_9_loses_no_acknowledged_row() {
 
 /// Manifests on the mounts of a cluster.
 fn cluster(nodes: &[LiteFs], folder: &Folder) -> Vec<Hand> {
-    let start = |(at, node): (usize, &LiteFs)| {
-        let mount = node.mount_dir().display().to_string();
-        let data = folder.join(&format!("n{at}")).display().to_string();
-        hand(&["litefs", &mount, node.http_addr(), &data, &format!("n{at}")])
-    };
-    nodes.iter().enumerate().map(start).collect()
+    let nodes = nodes.iter().enumerate();
+    nodes.map(|(at, node)| on_node(at, node, folder)).collect()
+}
+
+/// The manifest of node `n<at>`, again if there was one.
+fn on_node(at: usize, node: &LiteFs, folder: &Folder) -> Hand {
+    let mount = node.mount_dir().display().to_string();
+    let data = folder.join(&format!("n{at}")).display().to_string();
+    hand(&["litefs", &mount, node.http_addr(), &data, &format!("n{at}")])
+}
+
+/// All agree on that many resources and have nothing left to say; every copy of every database is sound, and what is
+/// there of batches that were cut is whole or nothing, and the same everywhere.
+fn agree_on(hands: &mut [Hand], resources: u32) {
+    let resources = format!("resources {resources}");
+    agree(hands, "resources", Some(&resources));
+    agree(hands, "outbox", Some("outbox 0"));
+    agree(hands, "rows", None);
+    for author in 0..hands.len() {
+        let half = agree(hands, &format!("half n{author}"), None);
+        assert!(
+            ["half 0 ok", "half 200 ok"].contains(&half.as_str()),
+            "n{author}: {half}"
+        );
+    }
 }
 
 /// Each node records its own and what all record; waits until all have all.
@@ -617,7 +637,7 @@ fn nodes_on_litefs_agree_after_writing_all_the_time() {
     }
     let (mut batches, mut rows, mut most) = (0, 0, 0);
     for hand in &mut hands {
-        let answer = hand.answer_within(PATIENCE + Duration::from_secs(seconds.into()));
+        let answer = hand.answer_within(HAND_PATIENCE + Duration::from_secs(seconds.into()));
         let words: Vec<&str> = answer.split(' ').collect();
         let number = |at: usize| words[at].parse::<u32>().expect("a number");
         assert_eq!(words[0], "soaked", "{answer}");
@@ -698,7 +718,7 @@ fn faults_answer_as_litefs_does() {
                 let stands = |node: &LiteFs| litefs::position(node.database("m-x.db")).ok();
                 let since = Instant::now();
                 while stands(&nodes[0]) != stands(&nodes[1]) {
-                    assert!(since.elapsed() < PATIENCE, "the primary has not all");
+                    assert!(since.elapsed() < HAND_PATIENCE, "the primary has not all");
                     std::thread::yield_now();
                 }
                 let database = nodes[0].database("m-x.db").display().to_string();
@@ -727,9 +747,7 @@ fn a_killed_writer_on_a_replica_comes_back_whole() {
     replica.signal(Signal::SIGKILL);
     replica.ended();
     assert_eq!(hands[0].does("record", &[&"/alone/", &5]), "done");
-    let mount = nodes[1].mount_dir().display().to_string();
-    let data = folder.join("n1").display().to_string();
-    hands[1] = hand(&["litefs", &mount, nodes[1].http_addr(), &data, "n1"]);
+    hands[1] = on_node(1, &nodes[1], &folder);
     assert!(hands[1].does("purge", &[&"t"]).starts_with("recorded 2 "));
     // A lock that nobody released is honoured for 30 seconds, unless LiteFS saw its owner go.
     agree(&mut hands, "resources", Some("resources 565"));
@@ -752,9 +770,7 @@ fn a_node_on_litefs_knows_when_it_has_caught_up() {
     agree(std::slice::from_mut(&mut first), "outbox", Some("outbox 0"));
     nodes[0].kill();
     nodes[1].restart_unsynced();
-    let mount = nodes[1].mount_dir().display().to_string();
-    let data = folder.join("n1").display().to_string();
-    let mut second = hand(&["litefs", &mount, nodes[1].http_addr(), &data, "n1"]);
+    let mut second = on_node(1, &nodes[1], &folder);
     assert_eq!(second.does("record", &[&"/own/", &1]), "done");
     assert_eq!(second.does("reach", &[&1]), "resources 1");
     let status = second.does("status", &[]);
@@ -783,5 +799,170 @@ fn new_authors_on_litefs_write_at_once_and_again() {
         }
     }
     drop(replica);
+    drop(nodes);
+}
+
+/// Who is killed with -9 in the middle of a batch, or sleeps through the life of its lock, holds up its own database
+/// and nobody else; it comes back whole, by itself.
+#[test]
+fn a_holder_that_is_killed_or_sleeps_comes_back_whole() {
+    const ASLEEP: Duration = Duration::from_secs(40);
+    let Ok(nodes) = LiteFs::cluster(3) else {
+        return;
+    };
+    let folder = Folder::new();
+    let mut hands = cluster(&nodes, &folder);
+    record(&mut hands, "before", 20, 80);
+    agree(&mut hands, "outbox", Some("outbox 0"));
+    for hand in &mut hands[1..] {
+        assert_eq!(hand.does("hold", &[]), "holding");
+    }
+    let since = Instant::now();
+    hands[1].signal(Signal::SIGKILL);
+    hands[1].ended();
+    hands[2].signal(Signal::SIGSTOP);
+    hands[1] = on_node(1, &nodes[1], &folder);
+    assert_eq!(hands[1].does("record", &[&"/after/killed/", &5]), "done");
+    assert!(hands[1].does("purge", &[&"t"]).starts_with("recorded 1 "));
+    // The others go on meanwhile.
+    assert_eq!(hands[0].does("record", &[&"/alone/", &5]), "done");
+    assert_eq!(hands[1].does("reach", &[&90]), "resources 90");
+    let alone = since.elapsed();
+    agree(&mut hands[1..2], "outbox", Some("outbox 0"));
+    let killed = since.elapsed();
+    // The clock alone ends a lock.
+    std::thread::sleep(ASLEEP.saturating_sub(since.elapsed()));
+    hands[2].signal(Signal::SIGCONT);
+    let woken = Instant::now();
+    hands[2].order("go", &[]);
+    let answer = hands[2].answer();
+    assert!(answer.starts_with("let go "), "{answer}");
+    assert!(answer.contains("Lost"), "it cannot know: {answer}");
+    assert_eq!(hands[2].does("record", &[&"/after/sleep/", &5]), "done");
+    agree_on(&mut hands, 95);
+    println!(
+        "the others went on after {alone:?}; killed: published again after {killed:?}; slept: {:?} after it woke; {answer}",
+        woken.elapsed()
+    );
+    drop(hands);
+    drop(nodes);
+}
+
+/// SIGTERM in the middle of a batch: what was recorded is published, and the lock released, before the node ends.
+#[test]
+fn sigterm_in_the_middle_of_a_batch_leaves_the_primary_writable() {
+    let Ok(nodes) = LiteFs::cluster(2) else {
+        return;
+    };
+    let folder = Folder::new();
+    let mut hands = cluster(&nodes, &folder);
+    record(&mut hands, "before", 20, 60);
+    for round in 0..3 {
+        let mut watch = Watch::on(&nodes[0]);
+        hands[1].order("soak", &[&60]);
+        watch.until(
+            "batches",
+            |event| matches!(event, Event::Tx { database, .. } if database == "m-n1.db"),
+        );
+        hands[1].signal(Signal::SIGTERM);
+        assert!(hands[1].ended().success());
+        let since = Instant::now();
+        let mut on_primary = Hand::start(env!("CARGO_BIN_EXE_litefs_hand"));
+        let database = nodes[0].database("m-n1.db").display().to_string();
+        // It waits for five seconds at the most, and a lock that is left lives for thirty.
+        let written = on_primary.does("write", &[&database, &1]);
+        assert!(written.starts_with("committed "), "{written}");
+        println!("round {round}: written again after {:?}", since.elapsed());
+        hands[1] = on_node(1, &nodes[1], &folder);
+        assert_eq!(hands[1].does("outbox", &[]), "outbox 0");
+    }
+    let resources = hands[1].does("resources", &[]);
+    agree(&mut hands, "resources", Some(&resources));
+    agree(&mut hands, "rows", None);
+    drop(hands);
+    drop(nodes);
+}
+
+/// The primary is killed while a replica is in the middle of a batch: what was said is there when it is back.
+#[test]
+fn a_primary_that_is_killed_in_the_middle_of_a_batch_loses_nothing() {
+    let Ok(mut nodes) = LiteFs::cluster(2) else {
+        return;
+    };
+    let folder = Folder::new();
+    let mut hands = cluster(&nodes, &folder);
+    record(&mut hands, "before", 20, 60);
+    agree(&mut hands, "outbox", Some("outbox 0"));
+    for round in 1..=3 {
+        assert_eq!(hands[1].does("hold", &[]), "holding");
+        nodes[0].kill();
+        let since = Instant::now();
+        let answer = hands[1].does("go", &[]);
+        let failed = since.elapsed();
+        assert!(answer.starts_with("let go Err("), "{answer}");
+        assert_eq!(
+            hands[1].does("record", &[&format!("/{round}/"), &5]),
+            "done"
+        );
+        let purged = hands[1].does("purge", &[&"t"]);
+        assert!(
+            purged.starts_with(&format!("recorded {round} ")),
+            "{purged}"
+        );
+        nodes[0].restart();
+        let back = Instant::now();
+        agree_on(&mut hands, 60 + round * 5);
+        println!(
+            "refused after {failed:?}, all there {:?} after its start",
+            back.elapsed()
+        );
+    }
+    assert_eq!(agree(&mut hands, "half n1", None), "half 0 ok");
+    drop(hands);
+    drop(nodes);
+}
+
+/// A mount that has gone, dead and then altogether: nothing is written beside it, the node says so, and all arrives when
+/// it is back.
+#[test]
+fn a_mount_that_goes_and_comes_back() {
+    let Ok(mut nodes) = LiteFs::cluster(2) else {
+        return;
+    };
+    let folder = Folder::new();
+    let mut hands = cluster(&nodes, &folder);
+    record(&mut hands, "before", 20, 60);
+    agree(&mut hands, "outbox", Some("outbox 0"));
+    let gone = "trouble nobody serves the manifest's folder";
+    for (round, is_dead) in [(1, true), (2, false)] {
+        nodes[1].kill();
+        if !is_dead {
+            nodes[1].unmount();
+        }
+        assert_eq!(
+            hands[1].does("record", &[&format!("/{round}/"), &5]),
+            "done"
+        );
+        let purged = hands[1].does("purge", &[&"t"]);
+        assert!(
+            purged.starts_with(&format!("recorded {round} ")),
+            "{purged}"
+        );
+        let since = Instant::now();
+        while !hands[1].does("trouble", &[]).starts_with(gone) {
+            assert!(since.elapsed() < HAND_PATIENCE, "it says nothing");
+            std::thread::yield_now();
+        }
+        if !is_dead {
+            let left = std::fs::read_dir(nodes[1].mount_dir()).expect("a folder");
+            assert_eq!(left.count(), 0, "written where nothing is mounted");
+        }
+        nodes[1].restart();
+        let back = Instant::now();
+        agree_on(&mut hands, 60 + round * 5);
+        assert_eq!(hands[1].does("trouble", &[]), "trouble none");
+        println!("all there {:?} after its start", back.elapsed());
+    }
+    drop(hands);
     drop(nodes);
 }

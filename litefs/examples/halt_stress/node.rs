@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// For a start, and for an end that was asked for.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A line of LiteFS's log: it is primary, or has all that its primary had.
 const READY: &str = "connected to cluster, ready";
@@ -162,6 +162,13 @@ impl LiteFs {
         self.spawn_until(MOUNTED);
     }
 
+    /// Takes the mount away, also from under open files: what is left is a plain folder.
+    pub fn unmount(&self) {
+        let mount = self.mount_dir();
+        // Several may lie on top of each other.
+        while umount2(&mount, MntFlags::MNT_DETACH).is_ok() {}
+    }
+
     /// SIGTERM, and waits for the end: how LiteFS has ended.
     ///
     /// # Panics
@@ -205,12 +212,6 @@ impl LiteFs {
             self.addr,
             process.log.text()
         );
-    }
-
-    fn unmount(&self) {
-        let mount = self.mount_dir();
-        // Several may lie on top of each other.
-        while umount2(&mount, MntFlags::MNT_DETACH).is_ok() {}
     }
 }
 
