@@ -198,6 +198,7 @@ impl Manifest {
             caught_up: false,
             is_fresh: false,
             look: Some(Instant::now()),
+            heard: Instant::now(),
         };
         let end = ended.clone();
         thread("manifest-publish", move || {

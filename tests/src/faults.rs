@@ -14,10 +14,11 @@ use caje_node::cluster::{
 use rusqlite::Connection;
 
 /// Publishes a row to a database of its own, and says in words what the engine has answered and whether it was
-/// written: for comparing engines.
-pub fn publication(engine: &dyn Engine, author: &str) -> String {
+/// written: for comparing engines. `meanwhile` happens while the lock is held, before the row is written.
+pub fn publication(engine: &dyn Engine, author: &str, mut meanwhile: impl FnMut()) -> String {
     let mut written = "unwritten";
     let published = engine.publish(author, &mut |turn| {
+        meanwhile();
         let row = "CREATE TABLE IF NOT EXISTS written (value); INSERT INTO written VALUES (1)";
         let committed = Connection::open(turn.database()).and_then(|database| {
             database.pragma_update(None, "journal_mode", "TRUNCATE")?;
@@ -37,6 +38,7 @@ pub fn publication(engine: &dyn Engine, author: &str) -> String {
         Err(ClusterError::NoPrimary(_)) => "NoPrimary",
         Err(ClusterError::TimedOut(_)) => "TimedOut",
         Err(ClusterError::Lost(_)) => "Lost",
+        Err(ClusterError::Gone(_)) => "Gone",
         Err(_) => "other",
     };
     format!("{answer} {written}")
@@ -46,6 +48,10 @@ pub fn publication(engine: &dyn Engine, author: &str) -> String {
 pub enum Fault {
     /// No lock: nothing is written.
     Before,
+    /// Nobody serves the folder.
+    Gone,
+    /// The lock is lost without a word before anything is written, which then fails.
+    Unlocked,
     /// All is written, and nobody says so.
     After,
     /// All is written, said to be, and undone; the position goes down.
@@ -164,6 +170,7 @@ impl Engine for Faults {
         let fault = self.next.lock().expect("faults").pop_front();
         match &fault {
             Some(Fault::Before) => return Err(ClusterError::NoPrimary("told to".into())),
+            Some(Fault::Gone) => return Err(ClusterError::Gone("told to".into())),
             Some(Fault::Wait(wait)) => {
                 // It never sends anything.
                 let _ = wait.recv();
@@ -176,9 +183,13 @@ impl Engine for Faults {
             .into_iter()
             .filter_map(|path| fs::read(&path).ok().map(|bytes| (path, bytes)))
             .collect();
-        let position = self
-            .inner
-            .publish(author, &mut |turn| self.write(author, turn, write))?;
+        let position = self.inner.publish(author, &mut |turn| match &fault {
+            Some(Fault::Unlocked) => {
+                let read_only = format!("file:{}?mode=ro", turn.database().display());
+                write(&Turn::new(Path::new(&read_only)));
+            }
+            _ => self.write(author, turn, write),
+        })?;
         match fault {
             Some(Fault::After) => Err(ClusterError::Lost(author.to_owned())),
             Some(Fault::Undone) => {

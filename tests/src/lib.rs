@@ -22,7 +22,7 @@ pub use client::{Answer, Ask, Connection, End, Got, Head};
 pub use faults::{Fault, Faults, publication};
 pub use folder::Folder;
 pub use http2::{Frame, Http2, RawHttp2, frame_type};
-pub use litefs::{Hand, LiteFs, PATIENCE as HAND_PATIENCE, Skip, Watch};
+pub use litefs::{Hand, LiteFs, PATIENCE as HAND_PATIENCE, Skip, Watch, Wire};
 pub use litefs_node::LiteFsNode;
 pub use node::{Node, settings};
 pub use program::{Program, Unheard};

@@ -10,10 +10,13 @@
 
 use std::env;
 use std::fs::{self, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -44,6 +47,19 @@ impl LiteFs {
     /// When there is a LiteFS, and it does not start.
     pub fn cluster(count: usize) -> Result<Vec<LiteFs>, Skip> {
         Ok(LiteFs::start_cluster(&LiteFs::available()?, count))
+    }
+
+    /// The same, whose replicas reach the primary through a [`Wire`].
+    ///
+    /// # Errors
+    /// [`Skip`].
+    pub fn cluster_on_a_wire(count: usize) -> Result<(Vec<LiteFs>, Wire), Skip> {
+        let mut wire = None;
+        let nodes = LiteFs::start_cluster_through(&LiteFs::available()?, count, |primary| {
+            let wire = wire.insert(Wire::to(primary));
+            wire.addr.to_string()
+        });
+        Ok((nodes, wire.expect("a wire")))
     }
 
     /// Where LiteFS is: `CAJE_LITEFS_BIN`, or `litefs` on the path.
@@ -218,6 +234,91 @@ impl Drop for Hand {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A way to an address on which answers can be lost.
+pub struct Wire {
+    addr: SocketAddr,
+    state: Arc<WireState>,
+}
+
+#[derive(Default)]
+struct WireState {
+    is_mute: AtomicBool,
+    ended: AtomicBool,
+    streams: Mutex<Vec<TcpStream>>,
+}
+
+impl Wire {
+    /// # Panics
+    /// When there is no port.
+    pub fn to(there: &str) -> Wire {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = listener.local_addr().expect("an address");
+        let state = Arc::<WireState>::default();
+        let (shared, there) = (state.clone(), there.to_owned());
+        std::thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                if shared.ended.load(Ordering::SeqCst) {
+                    break;
+                }
+                if let Ok(far) = TcpStream::connect(&there) {
+                    shared.join(&near, &far);
+                }
+            }
+        });
+        Wire { addr, state }
+    }
+
+    /// From here on answers are lost, and requests arrive.
+    pub fn mute(&self) {
+        self.state.is_mute.store(true, Ordering::SeqCst);
+    }
+
+    /// Cuts all connections; new ones are as they should be.
+    pub fn cut(&self) {
+        self.state.is_mute.store(false, Ordering::SeqCst);
+        for stream in self.state.streams.lock().expect("streams").drain(..) {
+            // It may be closed already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl WireState {
+    fn join(self: &Arc<WireState>, near: &TcpStream, far: &TcpStream) {
+        let copy = |stream: &TcpStream| stream.try_clone().expect("a stream");
+        let mut streams = self.streams.lock().expect("streams");
+        streams.extend([copy(near), copy(far)]);
+        drop(streams);
+        for (mut from, mut to, is_answer) in [
+            (copy(near), copy(far), false),
+            (copy(far), copy(near), true),
+        ] {
+            let state = self.clone();
+            std::thread::spawn(move || {
+                let mut bytes = vec![0; 64 << 10];
+                while let Ok(got @ 1..) = from.read(&mut bytes) {
+                    let is_lost = is_answer && state.is_mute.load(Ordering::SeqCst);
+                    if !is_lost && to.write_all(&bytes[..got]).is_err() {
+                        break;
+                    }
+                }
+                for end in [from, to] {
+                    let _ = end.shutdown(Shutdown::Both);
+                }
+            });
+        }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.state.ended.store(true, Ordering::SeqCst);
+        self.cut();
+        // Wakes who accepts.
+        let _ = TcpStream::connect(self.addr);
     }
 }
 

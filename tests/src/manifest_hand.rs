@@ -18,6 +18,8 @@
 //! | `half AUTHOR` | `half COUNT SOUND`: rows of such batches in that database, and what its integrity check says |
 //! | `trouble` | `trouble TEXT`, of the status |
 //! | `publication AUTHOR` | of `caje_tests::publication`, for another author |
+//! | `publication-with-child AUTHOR` | the same, and a child process comes and goes in the middle |
+//! | `joined` | `joined`, once the engine knows that others' databases are up to date |
 //! | `close` | `done`, and the end |
 //!
 //! SIGTERM closes the manifest, and ends the process, whatever it does.
@@ -33,7 +35,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use caje_node::clock::HybridClock;
-use caje_node::cluster::{Engine, LiteFs, Local};
+use caje_node::cluster::{Engine, Freshness, LiteFs, Local};
 use caje_node::manifest::{About, Manifest, Purge, Resource, ResourceId, Selector, Settings};
 use nix::sys::signal::{SigSet, Signal};
 use rusqlite::{Connection, OpenFlags};
@@ -170,7 +172,20 @@ fn main() -> Result<(), Box<dyn Error>> {
                 Some(trouble) => format!("trouble {trouble}"),
                 None => "trouble none".to_owned(),
             },
-            ["publication", author] => caje_tests::publication(&*engine, author),
+            ["publication", author] => caje_tests::publication(&*engine, author, || {}),
+            ["publication-with-child", author] => caje_tests::publication(&*engine, author, || {
+                let status = std::process::Command::new("/bin/true").status();
+                assert!(status.expect("run a child").success());
+            }),
+            ["joined"] => {
+                let deadline = Instant::now() + REACH;
+                while engine.freshness().ok() == Some(Freshness::Unknown)
+                    && Instant::now() < deadline
+                {
+                    thread::yield_now();
+                }
+                "joined".to_owned()
+            }
             ["close"] => {
                 manifest.close();
                 "done".to_owned()

@@ -509,6 +509,15 @@ fn agree(hands: &mut [Hand], order: &str, wanted: Option<&str>) -> String {
     }
 }
 
+/// For what has no event.
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !holds() {
+        assert!(since.elapsed() < HAND_PATIENCE, "waited for {what}");
+        std::thread::yield_now();
+    }
+}
+
 /// A writer that is killed in the middle of its batches loses nothing that it had acknowledged.
 #[test]
 fn kill_9_loses_no_acknowledged_row() {
@@ -672,12 +681,15 @@ fn nodes_on_litefs_agree_after_writing_all_the_time() {
 }
 
 /// What a publication meets, what it is told, and whether it was written.
-const ANSWERS: [(&str, &str); 5] = [
+const ANSWERS: [(&str, &str); 8] = [
     ("a lock that is free", "published written"),
     ("and again", "published written"),
     ("no primary", "NoPrimary unwritten"),
     ("a primary that is back", "published written"),
     ("a lock that is not granted", "TimedOut unwritten"),
+    ("a lock that is lost in silence", "published failed"),
+    ("a mount that is gone", "Gone unwritten"),
+    ("a mount that is back", "published written"),
 ];
 
 /// The engine that fails on demand answers as LiteFS does.
@@ -689,9 +701,11 @@ fn faults_answer_as_litefs_does() {
         match situation {
             "no primary" => engine.fail(Fault::Before),
             "a lock that is not granted" => drop(engine.stand_still()),
+            "a lock that is lost in silence" => engine.fail(Fault::Unlocked),
+            "a mount that is gone" => engine.fail(Fault::Gone),
             _ => {}
         }
-        let got = publication(&*engine, "x");
+        let got = publication(&*engine, "x", || {});
         assert_eq!(got, answer, "{situation}");
     }
 
@@ -716,17 +730,23 @@ fn faults_answer_as_litefs_does() {
             }
             "a lock that is not granted" => {
                 let stands = |node: &LiteFs| litefs::position(node.database("m-x.db")).ok();
-                let since = Instant::now();
-                while stands(&nodes[0]) != stands(&nodes[1]) {
-                    assert!(since.elapsed() < HAND_PATIENCE, "the primary has not all");
-                    std::thread::yield_now();
-                }
+                wait_until("the same", || stands(&nodes[0]) == stands(&nodes[1]));
                 let database = nodes[0].database("m-x.db").display().to_string();
                 assert_eq!(on_primary.does("read", &[&database]), "reading");
             }
+            "a lock that is lost in silence" => on_primary.signal(Signal::SIGKILL),
+            "a mount that is gone" => nodes[1].kill(),
+            "a mount that is back" => {
+                nodes[1].restart();
+                assert_eq!(replica.does("joined", &[]), "joined");
+            }
             _ => {}
         }
-        assert_eq!(replica.does("publication", &[&"x"]), answer, "{situation}");
+        let order = match situation {
+            "a lock that is lost in silence" => "publication-with-child",
+            _ => "publication",
+        };
+        assert_eq!(replica.does(order, &[&"x"]), answer, "{situation}");
     }
     drop((replica, on_primary));
     drop(nodes);
@@ -802,9 +822,25 @@ fn new_authors_on_litefs_write_at_once_and_again() {
     drop(nodes);
 }
 
+/// Three plays that wait for LiteFS's clocks, side by side.
+#[test]
+fn locks_that_nobody_releases_end_by_themselves() {
+    if LiteFs::available().is_err() {
+        return;
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(a_holder_that_is_killed_or_sleeps_comes_back_whole);
+        scope.spawn(an_answer_that_is_lost_ends_with_a_restart);
+        scope.spawn(a_mount_that_goes_and_comes_back);
+    });
+}
+
 /// Who is killed with -9 in the middle of a batch, or sleeps through the life of its lock, holds up its own database
 /// and nobody else; it comes back whole, by itself.
-#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "LiteFS's clock ends a lock, and nobody tells of it"
+)]
 fn a_holder_that_is_killed_or_sleeps_comes_back_whole() {
     const ASLEEP: Duration = Duration::from_secs(40);
     let Ok(nodes) = LiteFs::cluster(3) else {
@@ -830,7 +866,6 @@ fn a_holder_that_is_killed_or_sleeps_comes_back_whole() {
     let alone = since.elapsed();
     agree(&mut hands[1..2], "outbox", Some("outbox 0"));
     let killed = since.elapsed();
-    // The clock alone ends a lock.
     std::thread::sleep(ASLEEP.saturating_sub(since.elapsed()));
     hands[2].signal(Signal::SIGCONT);
     let woken = Instant::now();
@@ -924,7 +959,6 @@ fn a_primary_that_is_killed_in_the_middle_of_a_batch_loses_nothing() {
 
 /// A mount that has gone, dead and then altogether: nothing is written beside it, the node says so, and all arrives when
 /// it is back.
-#[test]
 fn a_mount_that_goes_and_comes_back() {
     let Ok(mut nodes) = LiteFs::cluster(2) else {
         return;
@@ -948,11 +982,7 @@ fn a_mount_that_goes_and_comes_back() {
             purged.starts_with(&format!("recorded {round} ")),
             "{purged}"
         );
-        let since = Instant::now();
-        while !hands[1].does("trouble", &[]).starts_with(gone) {
-            assert!(since.elapsed() < HAND_PATIENCE, "it says nothing");
-            std::thread::yield_now();
-        }
+        wait_until(gone, || hands[1].does("trouble", &[]).starts_with(gone));
         if !is_dead {
             let left = std::fs::read_dir(nodes[1].mount_dir()).expect("a folder");
             assert_eq!(left.count(), 0, "written where nothing is mounted");
@@ -962,6 +992,100 @@ fn a_mount_that_goes_and_comes_back() {
         agree_on(&mut hands, 60 + round * 5);
         assert_eq!(hands[1].does("trouble", &[]), "trouble none");
         println!("all there {:?} after its start", back.elapsed());
+    }
+    drop(hands);
+    drop(nodes);
+}
+
+/// The answer to a commit is lost: the rows are there, and the author's own copy stands still until the restart that
+/// the node asks for.
+fn an_answer_that_is_lost_ends_with_a_restart() {
+    let Ok((mut nodes, wire)) = LiteFs::cluster_on_a_wire(2) else {
+        return;
+    };
+    let folder = Folder::new();
+    let mut hands = cluster(&nodes, &folder);
+    record(&mut hands, "before", 20, 60);
+    agree(&mut hands, "outbox", Some("outbox 0"));
+    assert_eq!(hands[1].does("hold", &[]), "holding");
+    let mut watch = Watch::on(&nodes[0]);
+    wire.mute();
+    hands[1].order("go", &[]);
+    watch.until(
+        "the commit",
+        |event| matches!(event, Event::Tx { database, .. } if database == "m-n1.db"),
+    );
+    wire.cut();
+    let since = Instant::now();
+    let answer = hands[1].answer();
+    assert!(answer.starts_with("let go Err("), "{answer}");
+    assert_eq!(hands[1].does("record", &[&"/after/", &5]), "done");
+    assert!(hands[1].does("purge", &[&"t"]).starts_with("recorded 1 "));
+    let mut trouble = String::new();
+    wait_until("trouble", || {
+        trouble = hands[1].does("trouble", &[]);
+        trouble.contains("publications have failed")
+    });
+    let asked = since.elapsed();
+    nodes[1].restart();
+    let back = Instant::now();
+    agree_on(&mut hands, 65);
+    assert_eq!(agree(&mut hands, "half n1", None), "half 200 ok");
+    println!(
+        "{trouble:?} after {asked:?}; all there {:?} after the restart",
+        back.elapsed()
+    );
+    drop(hands);
+    drop(nodes);
+}
+
+/// A disk that is full under LiteFS's data, a replica's and the primary's: nothing that was said is lost, and all arrives
+/// when there is room again and LiteFS, if it has ended, was started.
+#[test]
+fn a_disk_that_is_full_loses_nothing() {
+    let Ok(mut nodes) = LiteFs::cluster(2) else {
+        return;
+    };
+    let folder = Folder::new();
+    nodes.iter_mut().for_each(|node| node.limit_disk(16 << 20));
+    let mut hands = cluster(&nodes, &folder);
+    record(&mut hands, "before", 20, 60);
+    agree(&mut hands, "outbox", Some("outbox 0"));
+    for (round, full) in [(1, 1), (2, 0)] {
+        let filler = nodes[full].data_dir().join("filler");
+        let mut file = std::fs::File::create(&filler).expect("a file");
+        while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+        drop(file);
+        for hand in &mut hands {
+            assert_eq!(
+                hand.does("record", &[&format!("/full/{round}/"), &50]),
+                "done"
+            );
+            let purged = hand.does("purge", &[&"t"]);
+            assert!(
+                purged.starts_with(&format!("recorded {round} ")),
+                "{purged}"
+            );
+        }
+        let is_told = |line: &String| line.contains("no space left on device");
+        wait_until("a full disk", || nodes[full].log().iter().any(is_told));
+        if full == 0 {
+            for hand in &mut hands {
+                let fails = |text: &str| text.contains("publications have failed in a row");
+                wait_until("trouble", || fails(&hand.does("trouble", &[])));
+            }
+        }
+        std::fs::remove_file(&filler).expect("remove a file");
+        let room = Instant::now();
+        let has_ended = nodes[full].has_ended();
+        if has_ended {
+            nodes[full].restart();
+        }
+        agree_on(&mut hands, 60 + round * 50);
+        println!(
+            "node {full}: LiteFS ended: {has_ended}; all there {:?} after there was room",
+            room.elapsed()
+        );
     }
     drop(hands);
     drop(nodes);

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -62,10 +62,20 @@ impl LiteFs {
     /// # Panics
     /// When one does not start, with its log.
     pub fn start_cluster(binary: &Path, count: usize) -> Vec<LiteFs> {
+        LiteFs::start_cluster_through(binary, count, str::to_owned)
+    }
+
+    /// The same, whose replicas reach the primary at the address that `through` makes of its own.
+    pub fn start_cluster_through(
+        binary: &Path,
+        count: usize,
+        through: impl FnOnce(&str) -> String,
+    ) -> Vec<LiteFs> {
         let addrs: Vec<String> = (0..count).map(|_| free_addr()).collect();
-        let mut nodes = Vec::new();
-        for (index, addr) in addrs.iter().enumerate() {
-            nodes.push(LiteFs::start(binary, addr, &addrs[0], index == 0));
+        let mut nodes = vec![LiteFs::start(binary, &addrs[0], &addrs[0], true)];
+        let primary = through(&addrs[0]);
+        for addr in &addrs[1..] {
+            nodes.push(LiteFs::start(binary, addr, &primary, false));
         }
         nodes
     }
@@ -116,6 +126,29 @@ impl LiteFs {
     /// Host and port of its HTTP server: an address of its own on loopback.
     pub fn http_addr(&self) -> &str {
         &self.addr
+    }
+
+    /// Puts what LiteFS keeps on a disk of its own with so many bytes, and starts it again without what it had.
+    pub fn limit_disk(&mut self, bytes: u64) {
+        self.kill();
+        self.unmount();
+        let (data, size) = (self.data_dir(), format!("size={bytes}"));
+        fs::create_dir_all(&data).expect("make a folder for a disk");
+        mount(
+            Some("tmpfs"),
+            &data,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(size.as_str()),
+        )
+        .expect("mount a disk");
+        self.spawn();
+    }
+
+    /// Whether its process has ended by itself.
+    pub fn has_ended(&self) -> bool {
+        let process = self.process.as_ref();
+        process.is_none_or(|process| process.log.lock().ended_streams == 2)
     }
 
     /// What LiteFS has written since it was last started.
@@ -219,6 +252,8 @@ impl Drop for LiteFs {
     fn drop(&mut self) {
         self.kill();
         self.unmount();
+        // It may be no disk of its own.
+        let _ = umount2(&self.data_dir(), MntFlags::MNT_DETACH);
         // What is left behind lies in the system's temporary folder.
         let _ = fs::remove_dir_all(&self.folder);
     }

@@ -37,6 +37,9 @@ const LOOK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_s
 /// Others' databases that are older than this are behind.
 const BEHIND: Duration = Duration::from_secs(5);
 
+/// So long nobody may have told how up to date they are: an election takes 18 seconds at worst.
+const UNHEARD: Duration = Duration::from_secs(30);
+
 /// Nothing takes the publisher longer, unless somebody does not answer: LiteFS waits ten seconds for a lock, and a
 /// page of rows takes milliseconds.
 const LONGEST_ROUND: Duration = Duration::from_secs(30);
@@ -175,6 +178,8 @@ pub(super) struct Publisher {
     pub(super) is_fresh: bool,
     /// When to look again.
     pub(super) look: Option<Instant>,
+    /// When the engine last knew how up to date they were.
+    pub(super) heard: Instant,
 }
 
 /// What a publication leaves in the outbox.
@@ -301,11 +306,15 @@ impl Publisher {
             _ => None,
         };
         self.is_fresh = freshness != Freshness::Unknown && lag.is_none();
-        // While this node writes all the time, LiteFS has no word for it.
-        let is_quiet = self
-            .last_publication
-            .is_none_or(|last| last.elapsed() > BEHIND);
-        self.counters.behind(lag.filter(|_| is_quiet));
+        self.counters.behind(if freshness == Freshness::Unknown {
+            let unheard = self.heard.elapsed();
+            Some(unheard).filter(|unheard| *unheard > UNHEARD)
+        } else {
+            self.heard = now;
+            // While this node writes all the time, LiteFS has no word for it.
+            let last = self.last_publication;
+            lag.filter(|_| last.is_none_or(|last| last.elapsed() > BEHIND))
+        });
     }
 
     /// Publishes in its pace, and without one where rows have piled up.
@@ -512,13 +521,13 @@ pub enum Trouble {
     StandsStill(Duration),
     #[error("{0} publications have failed in a row; try: restart LiteFS, and this node with it")]
     NotPublished(u32),
-    #[error("what other nodes say is {} s old; try: restart LiteFS, and this node with it", .0.as_secs())]
+    #[error("what other nodes say is {} s old; try: the log of LiteFS, whether there is a primary, and else restart LiteFS, and this node with it", .0.as_secs())]
     Behind(Duration),
 }
 
 impl Status {
-    /// What a restart of LiteFS, and of this node, would end; for the node's report of its health. A cluster without
-    /// a primary is no trouble of this node's.
+    /// What a restart of LiteFS, and of this node, may end; for the node's report of its health. A cluster without a
+    /// primary is trouble after half a minute, and not before.
     pub fn trouble(&self) -> Option<Trouble> {
         if self.is_gone {
             return Some(Trouble::Gone);
