@@ -9,6 +9,7 @@ use std::io::{self, Read, Seek, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -17,7 +18,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
 
 use crate::clock;
-use crate::config::{Address, Config, Io, Origin};
+use crate::config::{Address, Config, Engine, Io, Origin};
 use crate::store;
 use crate::telemetry::access_log::escape_json;
 
@@ -66,6 +67,8 @@ pub fn examine(config: &Config) -> Vec<Check> {
         checks.push(memory(config));
         checks.push(wall_clock());
         checks.push(fuse());
+        checks.push(manifest(config));
+        checks.extend(cluster(config));
         checks.extend(
             config
                 .node
@@ -475,6 +478,84 @@ fn fuse() -> Check {
     }
 }
 
+/// A folder of files that nobody serves any more may keep whoever looks at it for good.
+const FOLDER_TIMEOUT: Duration = Duration::from_secs(3);
+
+fn manifest(config: &Config) -> Check {
+    const NAME: &str = "manifest";
+    let dir = match (config.manifest.engine, &config.manifest.dir) {
+        (Engine::Local, None) => return ok(NAME, "this node's own, in the data directory"),
+        (Engine::Local, Some(dir)) if !dir.exists() => {
+            return ok(NAME, format!("{} will be made", dir.display()));
+        }
+        (_, dir) => dir.clone().unwrap_or_else(|| "/litefs".into()),
+    };
+    let shown = dir.display().to_string();
+    let engine = match config.manifest_engine() {
+        Ok(engine) => engine,
+        Err(error) => {
+            return warn(
+                NAME,
+                error.to_string(),
+                "make it a folder of this node's user",
+            );
+        }
+    };
+    let (tell, told) = mpsc::channel();
+    let look = move || {
+        // Who waited for it may have gone.
+        let _ = tell.send(engine.authors().map(|authors| authors.len()));
+    };
+    if thread::Builder::new().spawn(look).is_err() {
+        return warn(
+            NAME,
+            "no thread could be started",
+            "look at the limit of processes",
+        );
+    }
+    match told.recv_timeout(FOLDER_TIMEOUT) {
+        Ok(Ok(authors)) => ok(
+            NAME,
+            format!("{shown}, with the databases of {authors} nodes"),
+        ),
+        Ok(Err(error)) => warn(
+            NAME,
+            error.to_string(),
+            "look at the log of LiteFS; the node serves without",
+        ),
+        Err(_) => warn(
+            NAME,
+            format!("{shown} does not answer"),
+            "restart LiteFS; the node serves without",
+        ),
+    }
+}
+
+/// What keeps nodes from talking to each other, where there may be several.
+fn cluster(config: &Config) -> Option<Check> {
+    const NAME: &str = "cluster";
+    let cluster = &config.cluster;
+    let is_shared = config.manifest.engine == Engine::LiteFs || config.manifest.dir.is_some();
+    let is_wildcard = |address: &Address| ["0.0.0.0", "::"].contains(&address.host.as_str());
+    let is_unreachable = cluster.advertise.is_none()
+        && config.node.listen.first().is_none_or(is_wildcard)
+        || cluster.advertise_admin.is_none() && is_wildcard(&config.admin.listen);
+    match (&cluster.secret, is_shared) {
+        (None, false) => None,
+        (None, true) => Some(warn(
+            NAME,
+            "no secret: nodes share the manifest and do not talk to each other",
+            "set CAJE_CLUSTER_SECRET, the same on all nodes",
+        )),
+        (Some(_), _) if is_unreachable => Some(warn(
+            NAME,
+            "other nodes do not know where to reach this one: it listens at no address of its own",
+            "set CAJE_ADVERTISE_HOST, or cluster.advertise and cluster.advertise_admin",
+        )),
+        (Some(_), _) => Some(ok(NAME, "nodes talk to each other")),
+    }
+}
+
 fn listen(name: &str, address: &Address) -> Check {
     let name = format!("{name} {address}");
     let resolved = match address.resolve() {
@@ -548,6 +629,30 @@ mod tests {
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
         };
         checks.iter().find(is_it).unwrap()
+    }
+
+    #[test]
+    fn a_manifest_and_other_nodes_are_looked_for() {
+        let dir = std::env::temp_dir().join(format!("caje-doctor-manifest-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let mut config = config("http://127.0.0.1:1", &dir);
+        assert_eq!(manifest(&config).status, Status::Ok);
+        assert_eq!(cluster(&config), None);
+        config.manifest.engine = Engine::LiteFs;
+        config.manifest.dir = Some(dir.join("nothing"));
+        assert_eq!(manifest(&config).status, Status::Warn);
+        let told = cluster(&config).unwrap();
+        assert!(told.finding.starts_with("no secret"), "{told:?}");
+        config.cluster.secret = Some(crate::config::Secret::new(
+            "0123456789abcdef0123456789abcdef",
+        ));
+        assert_eq!(cluster(&config).unwrap().status, Status::Ok);
+        config.admin.listen.host = "0.0.0.0".to_owned();
+        assert_eq!(cluster(&config).unwrap().status, Status::Warn);
+        config.cluster.advertise_admin =
+            crate::config::OriginUrl::parse("http://10.0.0.1:9180").ok();
+        assert_eq!(cluster(&config).unwrap().status, Status::Ok);
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
