@@ -60,11 +60,15 @@ impl LiteFsNode {
         Ok(nodes)
     }
 
-    /// Starts the node, after its end.
+    /// Starts the node, after its end, and waits until it can record.
     pub async fn start(&mut self) {
         let settings = self.folder.join("caje.toml").display().to_string();
         let arguments = ["run", "--config", &settings];
         self.program = Some(Program::start_with_log(&arguments, &self.log_path()).await);
+        let deadline = Instant::now() + PATIENCE;
+        while self.readyz().await.contains("manifest: being opened") {
+            assert!(Instant::now() < deadline, "{}", self.log());
+        }
     }
 
     pub fn program(&self) -> &Program {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -9,7 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use caje_node::config::Config;
-use caje_tests::{Folder, LiteFs, PATIENCE, Program};
+use caje_tests::{Ask, Folder, LiteFs, Origin, PATIENCE, Program};
 use litefs::Role;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
@@ -310,6 +311,7 @@ fn a_dry_run_prints_what_a_first_deployment_does() {
             &volume,
             &volume.replace("cdg", "lhr").replace("count 2", "count 1"),
             "+ flyctl consul attach --app edge",
+            "+ flyctl secrets import --stage --app edge  (CAJE_CLUSTER_SECRET, 256 random bits)",
             &format!("+ flyctl secrets import --stage --app edge < {secrets}"),
             "+ flyctl deploy --app edge --config fly.toml --ha=false",
             "+ flyctl scale count 2 --app edge --region cdg --yes",
@@ -325,6 +327,7 @@ here=$(dirname "$0")
 case "$*" in
   *" --json") cat "$here/$1.json" ;;
   "auth whoami") ;;
+  "secrets import "*) cat >"$here/imported" && echo "$*" >>"$here/done" ;;
   *) echo "$*" >>"$here/done" ;;
 esac
 "#;
@@ -371,6 +374,7 @@ fn a_second_deployment_makes_what_is_missing_and_destroys_nothing() {
         [
             "volumes create caje_data --app edge --region cdg --size 20 --count 1 --yes",
             "volumes create caje_data --app edge --region ewr --size 20 --count 1 --yes",
+            "secrets import --stage --app edge",
             "deploy --app edge --config fly.toml --ha=false",
             "scale count 2 --app edge --region cdg --yes",
             "scale count 1 --app edge --region lhr --yes",
@@ -380,6 +384,21 @@ fn a_second_deployment_makes_what_is_missing_and_destroys_nothing() {
         shown.contains("ewr has 2, which is more than asked for; they stay"),
         "{shown}"
     );
+    let secret = fs::read_to_string(folder.join("imported")).expect("a secret");
+    let digits = secret.trim_end().strip_prefix("CAJE_CLUSTER_SECRET=");
+    let digits = digits.expect("the secret's name");
+    assert!(digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    assert!(!shown.contains(digits));
+
+    // It stays what it is.
+    answer(
+        "secrets",
+        r#"[{ "Name": "FLY_CONSUL_URL" }, { "Name": "CAJE_CLUSTER_SECRET" }]"#,
+    );
+    fs::remove_file(folder.join("imported")).expect("remove a file");
+    let output = deploy_fly(&folder, &["--app", "edge", "--regions", "cdg=2,lhr,ewr"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(!folder.join("imported").exists());
 }
 
 /// A question that fails is not taken for "there is nothing": nothing is made then.
@@ -403,14 +422,21 @@ struct Host {
 
 impl Host {
     /// With the file for plain hosts, in which only folders and the port are others.
-    fn start(binary: &Path, folder: &Folder, own: &str, primary: &str, port: u16) -> Host {
+    fn start(
+        binary: &Path,
+        folder: &Folder,
+        [own, primary]: [&str; 2],
+        port: u16,
+        origin: &str,
+    ) -> Host {
         let folder = folder.join(own);
         let (mount, data) = (folder.join("mount"), folder.join("data"));
         fs::create_dir_all(&mount).expect("make a folder for a mount");
         let settings = folder.join("caje.toml");
         let text_of_settings = format!(
-            "[node]\nlisten = '127.0.0.1:0'\nthreads = 1\n[admin]\nlisten = '127.0.0.1:0'\n[store]\ndir = {:?}\n\
-             [[origin]]\nname = 'a'\nurl = 'http://127.0.0.1:1'\n",
+            "[node]\nname = '{own}'\nlisten = '127.0.0.1:0'\nthreads = 1\n[admin]\nlisten = '127.0.0.1:0'\n[store]\ndir = {:?}\n\
+             [manifest]\nengine = 'litefs'\ndir = {mount:?}\nlitefs = '{own}:{port}'\n\
+             [[origin]]\nname = 'a'\nurl = '{origin}'\nrecord = 'all'\n",
             folder.join("cache"),
         );
         fs::write(&settings, text_of_settings).expect("write settings");
@@ -462,14 +488,17 @@ impl Host {
         }
     }
 
-    /// Waits for a line that has this in it.
-    fn says(&self, what: &str) {
+    /// Waits for a line that has this in it: what follows it there.
+    fn says(&self, what: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         let mut before = String::new();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {
-                Ok(line) if line.contains(what) => return,
+                Ok(line) if line.contains(what) => {
+                    let (_, rest) = line.split_once(what).unwrap_or_default();
+                    return rest.to_owned();
+                }
                 Ok(line) => before += &format!("{line}\n"),
                 Err(error) => panic!("waited for {what}: {error}\n{before}"),
             }
@@ -495,19 +524,32 @@ impl Drop for Host {
     }
 }
 
-/// A replica serves before its primary is there, and follows it once it is.
-#[test]
-fn two_hosts_share_one_litefs_yml() {
+/// A replica serves before its primary is there, and follows it once it is: what it has recorded then arrives.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hosts_share_one_litefs_yml() {
     let Ok(binary) = LiteFs::available() else {
         return;
     };
+    let origin = Origin::start().await;
     let folder = Folder::new();
     let [_, _, high, low] = std::process::id().to_be_bytes();
     let [one, two] = [1, 2].map(|number| format!("127.{high}.{low}.{number}"));
     let port = 20_301;
-    let replica = Host::start(&binary, &folder, &two, &one, port);
-    replica.says("admin http://");
-    let primary = Host::start(&binary, &folder, &one, &one, port);
+    let start = |own: &str| Host::start(&binary, &folder, [own, &one], port, &origin.url());
+    let replica = start(&two);
+    let address = |text: String| text.parse::<SocketAddr>().expect("an address");
+    let clients = address(replica.says("listening http://"));
+    let asked = address(replica.says("admin http://"));
+    let ready = async |admin| Ask::new(admin, "GET", "/_caje/readyz").await.text();
+    let since = Instant::now();
+    while ready(asked).await.contains("manifest: being opened") {
+        assert!(since.elapsed() < PATIENCE, "the manifest is not opened");
+    }
+    let page = "/bytes/1000/page";
+    let got = Ask::new(clients, "GET", page).await;
+    got.is_whole(page, 1000);
+    let primary = start(&one);
+    let admin = address(primary.says("admin http://"));
     primary.says("stream connected");
     let role = |own: &str| {
         litefs::info(&format!("{own}:{port}"))
@@ -516,6 +558,24 @@ fn two_hosts_share_one_litefs_yml() {
     };
     assert_eq!(role(&one), Role::Primary);
     assert_eq!(role(&two), Role::Replica { of: one.clone() });
+
+    // The replica's word of itself, and of the page.
+    let series = "caje_manifest_rows_merged_total ";
+    let since = Instant::now();
+    loop {
+        let metrics = Ask::new(admin, "GET", "/metrics").await.text();
+        let merged = metrics.lines().find_map(|line| line.strip_prefix(series));
+        let merged = merged.and_then(|value| value.parse::<u32>().ok());
+        if merged.is_some_and(|merged| merged >= 2) {
+            break;
+        }
+        let patient = since.elapsed() < PATIENCE;
+        assert!(
+            patient,
+            "{merged:?} rows were merged: {}",
+            ready(asked).await
+        );
+    }
     for mut host in [replica, primary] {
         host.terminate();
         host.says("litefs shut down complete");
