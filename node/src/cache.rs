@@ -265,6 +265,8 @@ impl Cache {
     /// Removes every variant of a key (RFC 9111 §4.4), and keeps no answer to a question about it that
     /// is under way. Returns how many variants there were.
     pub fn invalidate(&self, key: &CacheKey) -> usize {
+        // Before the removal: what another node was asked for earlier is not put in its place.
+        self.residency.note_invalidated(key, self.clock.tick());
         self.inflight.overtake(key.hash());
         self.residency.invalidate(key)
     }
@@ -367,9 +369,32 @@ impl LocalCache {
     pub async fn fetch(
         &self,
         request: &Request<'_>,
+        stale: Option<Arc<Stored>>,
+        why: Forward,
+        upstream: &UpstreamFields<'_>,
+    ) -> Answer {
+        self.fetch_as(request, stale, why, upstream, true).await
+    }
+
+    /// The same for another node: no third is asked. Where this one is asking others for its own clients, the wait
+    /// for them is theirs.
+    pub async fn fetch_for_peer(
+        &self,
+        request: &Request<'_>,
+        stale: Option<Arc<Stored>>,
+        why: Forward,
+        upstream: &UpstreamFields<'_>,
+    ) -> Answer {
+        self.fetch_as(request, stale, why, upstream, false).await
+    }
+
+    async fn fetch_as(
+        &self,
+        request: &Request<'_>,
         mut stale: Option<Arc<Stored>>,
         why: Forward,
         upstream: &UpstreamFields<'_>,
+        may_ask_peers: bool,
     ) -> Answer {
         let mut lead = None;
         if self.may_collapse(request) {
@@ -411,7 +436,10 @@ impl LocalCache {
             }
         }
         let lead = lead.unwrap_or_else(|| self.shared.inflight.alone(*request.key.hash()));
-        let exchange = Exchange::new(request, stale, upstream, lead);
+        let mut exchange = Exchange::new(request, stale, upstream, lead);
+        if !may_ask_peers {
+            exchange = exchange.for_peer();
+        }
         let led = self.fetcher.lead(exchange).await;
         self.answer(led, why)
     }
@@ -501,11 +529,16 @@ impl LocalCache {
             ..How::default()
         };
         match led {
-            Led::Stored { stored, status } => Answer::Stored(
+            Led::Stored {
+                stored,
+                status,
+                detail,
+            } => Answer::Stored(
                 stored,
                 How {
                     forward_status: Some(status),
                     stored: true,
+                    detail,
                     ..how
                 },
             ),
@@ -563,6 +596,16 @@ impl LocalCache {
         let may_lack = !stored.body.object.is_complete() || is_long && stored.body.joinable;
         let refill = may_lack.then(|| self.fetcher.refill(request, stored, upstream));
         Reader::new(self.shared.store.clone(), stored.body.clone(), span, refill)
+    }
+
+    /// A reader of bytes that are all here, which asks nobody for any. `None` where one is not.
+    pub fn reader_of_held(&self, stored: &Arc<Stored>, span: Range<u64>) -> Option<Reader> {
+        let store = &self.shared.store;
+        let object = &stored.body.object;
+        let mut blocks = store.block_size().span(span.clone());
+        let is_held =
+            object.is_complete() || blocks.all(|index| object.contains(BlockIndex(index)));
+        is_held.then(|| Reader::new(store.clone(), stored.body.clone(), span, None))
     }
 
     /// Bytes of a stored body from the memory tier: of one block, or of two that adjoin, as most ranges

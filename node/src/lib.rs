@@ -17,9 +17,10 @@ pub mod proxy;
 
 pub mod cache;
 
+pub mod peer;
+
 pub mod manifest;
 pub mod origin;
-pub mod peer;
 pub mod store;
 
 pub mod cluster;

@@ -40,8 +40,8 @@ use crate::clock::{self, HybridClock};
 use crate::config::{Config, Routes};
 use crate::endpoints::{self, Control};
 use crate::manifest::{Manifest, NodeRow, Trouble};
-use crate::origin::{self, OriginPool};
-use crate::peer;
+use crate::origin::{self, OriginPool, Permits};
+use crate::peer::{self, Peers};
 use crate::proxy::connection::accept;
 use crate::proxy::{self, Admission, Draining, Identity, MayPurge, Proxy};
 use crate::semantics::freshness::Rules;
@@ -89,6 +89,7 @@ pub struct Node {
     control: Option<JoinHandle<()>>,
     sweeper: Option<JoinHandle<()>>,
     keeper: Keeper,
+    peers: Arc<Peers>,
     tasks: Arc<AtomicUsize>,
 }
 
@@ -191,6 +192,7 @@ impl Node {
         let (phase, phases) = watch::channel(Phase::Serve);
         let tasks = Arc::new(AtomicUsize::new(0));
         let counters = Arc::new(origin::Counters::default());
+        let peers = Arc::new(peers(&config));
         let is_out = Arc::new(AtomicBool::new(false));
         let stage = {
             let (phases, is_out) = (phases.clone(), is_out.clone());
@@ -216,6 +218,7 @@ impl Node {
             own,
             cache.recorder.clone(),
             cache.clock.clone(),
+            peers.clone(),
         )
         .map_err(StartError::Thread)?;
         sample::sample_manifest(&metrics, keeper.clone(), cache.recorder.clone());
@@ -258,6 +261,7 @@ impl Node {
                 shared: shared.clone(),
                 cache: cache.clone(),
                 counters: counters.clone(),
+                peers: peers.clone(),
                 admission: admission.clone(),
                 phases: phases.clone(),
                 tasks: tasks.clone(),
@@ -279,8 +283,14 @@ impl Node {
             control: Some(control),
             sweeper: Some(sweeper),
             keeper,
+            peers,
             tasks,
         })
+    }
+
+    /// The other nodes, as far as this one is told of them.
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.peers
     }
 
     /// Where clients are served.
@@ -419,6 +429,7 @@ struct DataThread {
     shared: Arc<proxy::Shared>,
     cache: Cache,
     counters: Arc<origin::Counters>,
+    peers: Arc<Peers>,
     admission: Arc<Admission>,
     phases: watch::Receiver<Phase>,
     tasks: Arc<AtomicUsize>,
@@ -447,11 +458,14 @@ impl DataThread {
         let tasks = Tasks::new(self.tasks);
         let draining = Draining::default();
         let pool = OriginPool::new(self.counters);
+        let peer_pool = OriginPool::new(Arc::default());
         let cache = LocalCache {
             shared: self.cache.clone(),
             fetcher: Rc::new(Fetcher {
                 cache: self.cache,
                 pool: pool.clone(),
+                peers: self.peers,
+                peer_pool: peer_pool.clone(),
                 tasks: tasks.clone(),
                 pseudonym: self.shared.identity.pseudonym.clone(),
             }),
@@ -476,6 +490,7 @@ impl DataThread {
         };
         draining.begin();
         pool.close_idle();
+        peer_pool.close_idle();
         let cut_short = self
             .phases
             .wait_for(|phase| *phase == Phase::Drain(Duration::ZERO));
@@ -591,6 +606,13 @@ fn access_log(config: &Config, metrics: &Arc<Metrics>) -> Result<AccessLog, Star
                 .map_err(StartError::AccessLog)
         }
     }
+}
+
+fn peers(config: &Config) -> Peers {
+    let allow = config.cluster.allow.clone();
+    let permits = Permits::new(move |address| allow.iter().any(|cidr| cidr.contains(address)));
+    let me = config.manifest_settings().node;
+    Peers::new(&me, config.cluster.secret.clone(), permits)
 }
 
 fn identity(config: &Config) -> Identity {

@@ -31,7 +31,10 @@ mod tls;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
+use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -52,6 +55,9 @@ pub struct Settings {
     /// Name or address; an IPv6 address without brackets.
     pub host: Box<str>,
     pub port: u16,
+    /// Addresses that may be connected to; all where there is none. Asked after a name was looked up: one
+    /// address that may not keeps the name from being used.
+    pub permits: Option<Permits>,
     pub http2: Http2,
     /// Needed when `scheme` is [`Scheme::Https`].
     pub tls: Option<Tls>,
@@ -86,6 +92,7 @@ impl Settings {
             scheme,
             host: host.into(),
             port,
+            permits: None,
             http2: Http2::Off,
             tls: None,
             connect_timeout: Duration::from_secs(5),
@@ -104,6 +111,37 @@ impl Settings {
                 ..wire::Limits::default()
             },
         }
+    }
+}
+
+/// Which addresses may be connected to.
+#[derive(Clone)]
+pub struct Permits(Arc<dyn Fn(IpAddr) -> bool + Send + Sync>);
+
+impl Permits {
+    /// `permits` sees IPv4 addresses as such, also where they are written as IPv6.
+    pub fn new(permits: impl Fn(IpAddr) -> bool + Send + Sync + 'static) -> Permits {
+        Permits(Arc::new(permits))
+    }
+
+    /// Never link-local addresses, where clouds tell secrets, nor such as stand for no host.
+    pub fn allows(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        let is_never = match address {
+            IpAddr::V4(v4) => {
+                v4.is_link_local() || v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast()
+            }
+            IpAddr::V6(v6) => {
+                v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast()
+            }
+        };
+        !is_never && (self.0)(address)
+    }
+}
+
+impl fmt::Debug for Permits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Permits(..)")
     }
 }
 

@@ -3,11 +3,12 @@
 //! ```text
 //! answer_at_once ─┬─ refused (loop, TRACE, nobody's host) ──► respond
 //!                 ├─ GET, HEAD: fresh, and in memory ───────► deliver (200, 206, 304, 416)
-//!                 └─ all else is pending
+//!                 └─ all else is pending, and what another node asks
 //! answer ─┬─ GET, HEAD ─► cache.lookup ─┬─ usable ──────────► deliver
 //!         │                             └─ fetch ─┬─ stored ► deliver
 //!         │                                       └─ not ───► passed on, cut to the client's range
 //!         ├─ PURGE, by who may ─► purged
+//!         ├─ another node ─► what is fresh here; as a shield also what the origin gives ─► proven
 //!         └─ all else ──► streamed both ways, invalidates ──► passed on, or tunnelled after 101
 //! ```
 //!
@@ -27,6 +28,7 @@ mod io;
 mod lend;
 pub mod message;
 mod multipart;
+mod peers;
 mod respond;
 mod tunnel;
 
@@ -47,6 +49,7 @@ use crate::cache::{self, Failure};
 use crate::cache::{Answer, Forward, How, LocalCache, Lookup, OriginRules, UpstreamFields, Wanted};
 use crate::clock;
 use crate::origin::UpstreamRequest;
+use crate::peer;
 use crate::proxy::message::{Body, ClientBody, Interims, Report, Request, Response};
 use crate::semantics::hop::{self, Forwarded, MaxForwards};
 use crate::semantics::key::CacheKey;
@@ -195,6 +198,11 @@ impl Proxy {
     /// [`Proxy::answer`].
     pub fn answer_at_once(&self, request: &Rc<Request>) -> Result<Response, Pending> {
         let settings = self.settings();
+        if request.claims_peer
+            && let Some(asked) = self.asked_by_peer(request, &settings)
+        {
+            return asked;
+        }
         if let Some(refusal) = self.refusal(request, &settings.shared) {
             return Ok(refusal.respond(Report::of(request, None)));
         }
@@ -249,12 +257,14 @@ impl Proxy {
         let origin = match &pending {
             Pending::Cacheable(question, _) => question.route.origin.clone(),
             Pending::Pass(route) | Pending::Purge(route) => route.origin.clone(),
+            Pending::Peer(asked) => asked.question.route.origin.clone(),
         };
         let awaited = Awaited::new(self, &request, &origin);
         let response = match pending {
             Pending::Cacheable(question, found) => self.cached(*question, found).await,
             Pending::Pass(route) => self.pass(&request, body, &route).await,
             Pending::Purge(route) => self.purge(&request, &route).await,
+            Pending::Peer(asked) => self.answer_peer(*asked).await,
         };
         awaited.end();
         response
@@ -394,6 +404,7 @@ impl Proxy {
     /// `headers` as they leave this node for the origin of `request`.
     fn forwardable(&self, request: &Request, mut headers: HeaderMap, trusted: bool) -> HeaderMap {
         hop::strip_hop_by_hop(&mut headers);
+        peer::strip_fields(&mut headers);
         let forwarded = Forwarded {
             client: request.client.address,
             scheme: request.client.scheme,
@@ -565,6 +576,8 @@ pub enum Pending {
     Pass(Route),
     /// By somebody who may.
     Purge(Route),
+    /// Another node's.
+    Peer(Box<peers::Asked>),
 }
 
 /// An answer that a client waits for. Dropped before its end, the client has left.

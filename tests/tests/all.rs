@@ -16,6 +16,7 @@ mod litefs_nodes;
 mod manifest;
 mod operations;
 mod origins;
+mod peers;
 mod proxying;
 mod purge;
 mod ranges;

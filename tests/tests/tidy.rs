@@ -13,7 +13,8 @@ const LAYERS: &[&[&str]] = &[
     &["config"],
     &["proxy"],
     &["cache"],
-    &["manifest", "store", "origin", "peer"],
+    &["peer"],
+    &["manifest", "store", "origin"],
     &["cluster"],
     &["semantics", "block", "wire", "telemetry", "clock", "tasks"],
 ];

@@ -1,7 +1,8 @@
 //! Exchanges with an origin, and the fills they become.
 //!
 //! ```text
-//!  Exchange ─ send ─► head ─ judge ─┬─ 304 ─────────► the stored head is updated
+//!  Exchange ─ nothing stored ─► other nodes ─ one gives it ─► as if it may be stored, below
+//!           ─ send ─► head ─ judge ─┬─ 304 ─────────► the stored head is updated
 //!                                   ├─ may be stored ► Stored is findable ─ lead resolves ─► fill ─► whole
 //!                                   ├─ error, and stale may be served ► the stale response
 //!                                   └─ else ─────────► passed to the one who asked
@@ -39,20 +40,26 @@ use crate::clock::{self, Stamp};
 use crate::origin::{
     ErrorKind, Frame, OriginError, OriginPool, ResponseBody, UpstreamRequest, UpstreamResponse,
 };
+use crate::peer::{self, PeerNode, Peers};
 use crate::semantics::conditional::{self, Validators};
 use crate::semantics::freshness::{self, ErrorSituation, Freshness, NoStore};
-use crate::semantics::key::CacheKey;
+use crate::semantics::key::{CacheKey, Scheme};
 use crate::semantics::range::ContentRange;
 use crate::semantics::vary::VarySpec;
 use crate::semantics::{hop, update};
 use crate::store::Store;
 use crate::tasks::Tasks;
-use crate::telemetry::{FillFailure, Metrics, OriginOutcome, Uncacheable, Validation};
+use crate::telemetry::{
+    FillFailure, Metrics, OriginId, OriginOutcome, PeerOutcome, Uncacheable, Validation,
+};
 
 /// The way of one data thread to the origins.
 pub struct Fetcher {
     pub cache: Cache,
     pub pool: OriginPool,
+    pub peers: Arc<Peers>,
+    /// Connections to other nodes.
+    pub peer_pool: OriginPool,
     pub tasks: Tasks,
     /// This node's name in `Via`.
     pub pseudonym: Arc<str>,
@@ -77,6 +84,8 @@ pub struct Exchange {
     interim: Option<Rc<dyn Fn(StatusCode, HeaderMap)>>,
     /// `None` where the fill is to go on though nobody reads it.
     linger: Option<Duration>,
+    /// Other nodes may be asked first.
+    may_ask_peers: bool,
 }
 
 /// What the one who asked gets.
@@ -84,6 +93,8 @@ pub enum Led {
     Stored {
         stored: Arc<Stored>,
         status: StatusCode,
+        /// Where it came from, if not from the origin.
+        detail: Option<&'static str>,
     },
     Validated(Arc<Stored>),
     Stale {
@@ -106,7 +117,14 @@ enum Rest {
         stored: Arc<Stored>,
         body: ResponseBody,
         writer: FillWriter,
+        source: Source,
     },
+}
+
+/// Who answers.
+enum Source {
+    Origin(OriginId),
+    Peer(Arc<PeerNode>),
 }
 
 impl Exchange {
@@ -130,7 +148,14 @@ impl Exchange {
             lead,
             began: Stamp::default(),
             interim: upstream.interim.clone(),
+            may_ask_peers: true,
         }
+    }
+
+    /// For another node: no third is asked.
+    pub fn for_peer(mut self) -> Exchange {
+        self.may_ask_peers = false;
+        self
     }
 
     /// Without a client behind it.
@@ -171,6 +196,18 @@ impl Exchange {
         }
     }
 
+    /// The fields that another node is sent: it has proven nothing yet, so none that belong to one user.
+    fn peer_fields(&self, asked: Option<Asked>) -> HeaderMap {
+        let mut fields = self.upstream.clone();
+        for name in CONDITIONAL_FIELDS.into_iter().chain(PRIVATE_FIELDS) {
+            fields.remove(name);
+        }
+        if let Some(asked) = asked {
+            fields.insert(header::RANGE, asked.to_header());
+        }
+        fields
+    }
+
     fn upstream_request(&mut self, asked: Option<&Asked>) -> UpstreamRequest {
         let mut headers = std::mem::take(&mut self.upstream);
         for name in CONDITIONAL_FIELDS {
@@ -198,6 +235,9 @@ const CONDITIONAL_FIELDS: [header::HeaderName; 6] = [
     header::IF_MODIFIED_SINCE,
     header::IF_UNMODIFIED_SINCE,
 ];
+
+/// Fields of a request that belong to one user.
+const PRIVATE_FIELDS: [header::HeaderName; 2] = [header::COOKIE, header::AUTHORIZATION];
 
 /// A byte range in an upstream request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,9 +295,12 @@ impl Fetcher {
                 stored,
                 body,
                 writer,
+                source,
             } = rest
             {
-                fetcher.fill(&origin, &stored, body, writer, linger).await;
+                fetcher
+                    .fill(&origin, source, &stored, body, writer, linger)
+                    .await;
             }
         });
     }
@@ -265,9 +308,37 @@ impl Fetcher {
     async fn exchange(
         &self,
         mut exchange: Exchange,
-        tell: Option<&mut oneshot::Sender<Led>>,
+        mut tell: Option<&mut oneshot::Sender<Led>>,
     ) -> (Led, Rest) {
         let asked = exchange.asked(self.cache.store.block_size());
+        exchange.began = self.cache.clock.tick();
+        let of_peer = tokio::select! {
+            biased;
+            of_peer = self.ask_peers(&exchange, asked) => of_peer,
+            () = exchange.abandoned(tell.as_deref_mut()) => {
+                return (Led::Failed(Failure::BadGateway("abandoned")), Rest::Nothing);
+            }
+        };
+        let (led, rest) = match of_peer {
+            Some(of_peer) => of_peer,
+            None => self.ask_origin(&mut exchange, asked, tell).await,
+        };
+        let outcome = match outcome(&led, exchange.lead.is_for_one_asker()) {
+            Outcome::Failed(failure) => Outcome::Failed(failure),
+            _ if exchange.lead.mark().is_overtaken() => Outcome::Overtaken,
+            outcome if self.is_purged(&outcome) => Outcome::Overtaken,
+            outcome => outcome,
+        };
+        exchange.lead.resolve(outcome);
+        (led, rest)
+    }
+
+    async fn ask_origin(
+        &self,
+        exchange: &mut Exchange,
+        asked: Option<Asked>,
+        tell: Option<&mut oneshot::Sender<Led>>,
+    ) -> (Led, Rest) {
         let request = exchange.upstream_request(asked.as_ref());
         exchange.began = self.cache.clock.tick();
         let sent_at = clock::now();
@@ -287,18 +358,92 @@ impl Fetcher {
                 return (Led::Failed(Failure::BadGateway("abandoned")), Rest::Nothing);
             }
         };
-        let (led, rest) = match response {
-            Ok(response) => self.judge(&exchange, asked, response, sent_at),
-            Err(error) => (self.unreachable(&exchange, &error), Rest::Nothing),
+        match response {
+            Ok(response) => self.judge(exchange, asked, response, sent_at),
+            Err(error) => (self.unreachable(exchange, &error), Rest::Nothing),
+        }
+    }
+
+    /// What another node gives, if it may be used here as it is. `None`: the origin is to be asked.
+    async fn ask_peers(&self, exchange: &Exchange, asked: Option<Asked>) -> Option<(Led, Rest)> {
+        if !self.may_ask_peers(exchange) {
+            return None;
+        }
+        let fields = exchange.peer_fields(asked);
+        let question = peer::Question {
+            key: exchange.key.hash(),
+            authority: &exchange.authority,
+            target: &exchange.target,
+            fields: &fields,
+            mode: exchange.origin.peer,
+            timeout: exchange.origin.peer_timeout,
         };
-        let outcome = match outcome(&led, exchange.lead.is_for_one_asker()) {
-            Outcome::Failed(failure) => Outcome::Failed(failure),
-            _ if exchange.lead.mark().is_overtaken() => Outcome::Overtaken,
-            outcome if self.is_purged(&outcome) => Outcome::Overtaken,
-            outcome => outcome,
+        let sent_at = clock::now();
+        let metrics = &self.cache.metrics;
+        let found = self.peers.ask(&self.peer_pool, &question, metrics).await?;
+        let taken = self.take_from_peer(exchange, asked, &fields, found, sent_at);
+        metrics.peer_requests.increment(match taken {
+            Some(_) => PeerOutcome::Filled,
+            None => PeerOutcome::Unfit,
+        });
+        taken
+    }
+
+    /// Only for what is not here, and for nobody in particular.
+    fn may_ask_peers(&self, exchange: &Exchange) -> bool {
+        exchange.may_ask_peers
+            && exchange.origin.peer != peer::Mode::Off
+            && exchange.stale.is_none()
+            && exchange.method == Method::GET
+            && self.peers.are_known()
+            && !exchange.authority.is_empty()
+            // The port of a node's clients, where other nodes ask, knows no other.
+            && exchange.key.scheme() == Scheme::Http
+            && !exchange.request.contains_key(header::AUTHORIZATION)
+            && !self.cache.residency.is_unshareable(&exchange.key, clock::now_secs())
+    }
+
+    /// Holds a node's answer against what is known here: it is used only where it would be if this node had asked for
+    /// it when the other did.
+    fn take_from_peer(
+        &self,
+        exchange: &Exchange,
+        asked: Option<Asked>,
+        fields: &HeaderMap,
+        found: peer::Found,
+        sent_at: SystemTime,
+    ) -> Option<(Led, Rest)> {
+        let peer::Found {
+            mut response,
+            stamps,
+            node,
+        } = found;
+        let now = clock::now();
+        hop::strip_hop_by_hop(&mut response.headers);
+        complete_head(&mut response, &self.pseudonym, now);
+        let span = match (response.status, asked) {
+            (StatusCode::PARTIAL_CONTENT, asked) => Some(partial_span(&response, asked?)?),
+            (StatusCode::OK, _) if is_part(&response) => return None,
+            (StatusCode::NOT_MODIFIED | StatusCode::RANGE_NOT_SATISFIABLE, _) => return None,
+            (status, _) if status.is_server_error() => return None,
+            _ => None,
         };
-        exchange.lead.resolve(outcome);
-        (led, rest)
+        let storable = self.storable(exchange, &response, span.as_ref(), sent_at, now);
+        let mut head = storable.ok()?;
+        // What the client sent and the node was not told cannot have selected the variant.
+        let told = |name: &str| {
+            let own = exchange.request.get_all(name).iter();
+            own.eq(fields.get_all(name))
+        };
+        if !head.freshness.is_shareable(now) || !head.vary.fields().all(told) {
+            return None;
+        }
+        self.cache.clock.witness(stamps.now);
+        let (filled, validated) = stamps.as_of(exchange.began);
+        head.asked = head::Asked { filled, validated };
+        let is_current = !exchange.lead.mark().is_overtaken()
+            && self.cache.residency.is_untouched(&exchange.key, &head);
+        is_current.then(|| self.store(exchange, asked, head, response, span, Source::Peer(node)))
     }
 
     /// Whether a purge came while it was asked for: those who wait may have asked after the purge.
@@ -440,7 +585,10 @@ impl Fetcher {
             return pass(response, None, None);
         }
         match self.storable(exchange, &response, span.as_ref(), sent_at, now) {
-            Ok(head) => self.store(exchange, asked, head, response, span),
+            Ok(head) => {
+                let source = Source::Origin(exchange.origin.id);
+                self.store(exchange, asked, head, response, span, source)
+            }
             Err(detail) => {
                 // A part, or what one user was authorised for, says nothing about others' requests.
                 let is_common =
@@ -538,6 +686,7 @@ impl Fetcher {
         mut head: Head,
         response: UpstreamResponse,
         span: Option<(Range<u64>, u64)>,
+        source: Source,
     ) -> (Led, Rest) {
         if exchange.stale.is_some() {
             self.cache
@@ -578,6 +727,8 @@ impl Fetcher {
             None => 0..length.unwrap_or(u64::MAX),
         };
         match status {
+            // How a node answers says nothing of the origin.
+            _ if matches!(source, Source::Peer(_)) => {}
             StatusCode::PARTIAL_CONTENT => body.learn_ranges(RangeSupport::Honoured),
             _ if asked.is_some() => body.learn_ranges(RangeSupport::Ignored),
             _ => {}
@@ -597,6 +748,10 @@ impl Fetcher {
             return pass(response, window, Some("invalidated"));
         }
         residency.clear_unshareable(&exchange.key);
+        let detail = match &source {
+            Source::Origin(_) => None,
+            Source::Peer(node) => Some(node.detail()),
+        };
         let rest = match writer {
             Some(mut writer) => {
                 writer.accept(span);
@@ -604,11 +759,17 @@ impl Fetcher {
                     stored: stored.clone(),
                     body: response.body,
                     writer,
+                    source,
                 }
             }
             None => Rest::Nothing,
         };
-        (Led::Stored { stored, status }, rest)
+        let led = Led::Stored {
+            stored,
+            status,
+            detail,
+        };
+        (led, rest)
     }
 
     /// RFC 9111 §4.3.4: the stored head takes over what the 304 says, and is fresh again.
@@ -723,6 +884,7 @@ impl Fetcher {
     async fn fill(
         &self,
         origin: &OriginRules,
+        source: Source,
         stored: &Arc<Stored>,
         mut body: ResponseBody,
         mut writer: FillWriter,
@@ -731,8 +893,13 @@ impl Fetcher {
         let _counted = self.cache.metrics.fill_started();
         let fill = writer.fill().clone();
         let metrics = &self.cache.metrics;
-        let outcome = transfer(metrics, origin, &mut body, &mut writer, &fill, linger).await;
+        let outcome = transfer(metrics, &source, &mut body, &mut writer, &fill, linger).await;
         drop(body);
+        if let (Source::Peer(node), Err(error)) = (&source, outcome)
+            && error != BodyError::Abandoned
+        {
+            node.broke_off();
+        }
         let outcome = writer.finish(outcome).await;
         self.cache
             .metrics
@@ -827,6 +994,8 @@ pub fn complete_head(response: &mut UpstreamResponse, pseudonym: &str, now: Syst
     {
         response.headers.insert(header::DATE, date);
     }
+    // They are for nodes; an answer that comes from one has lost them already.
+    peer::strip_fields(&mut response.headers);
     hop::append_via(&mut response.headers, response.version, pseudonym);
 }
 
@@ -845,7 +1014,7 @@ fn partial_span(response: &UpstreamResponse, asked: Asked) -> Option<(Range<u64>
 
 async fn transfer(
     metrics: &Metrics,
-    origin: &OriginRules,
+    source: &Source,
     body: &mut ResponseBody,
     writer: &mut FillWriter,
     fill: &Fill,
@@ -865,9 +1034,11 @@ async fn transfer(
         };
         match frame {
             Some(Ok(Frame::Data(data))) => {
-                metrics
-                    .origin_response_bytes
-                    .add(origin.id, data.len() as u64);
+                let length = data.len() as u64;
+                match source {
+                    Source::Origin(id) => metrics.origin_response_bytes.add(*id, length),
+                    Source::Peer(_) => metrics.peer_response_bytes.add((), length),
+                }
                 writer.write(data).await?;
                 if writer.is_in_vain() {
                     return Err(BodyError::Abandoned);
@@ -906,7 +1077,7 @@ pub fn failure(error: &OriginError) -> Failure {
 fn origin_outcome(kind: &ErrorKind) -> OriginOutcome {
     match kind {
         ErrorKind::Dns => OriginOutcome::Dns,
-        ErrorKind::Refused | ErrorKind::Connect => OriginOutcome::Connect,
+        ErrorKind::Refused | ErrorKind::Connect | ErrorKind::Prohibited => OriginOutcome::Connect,
         ErrorKind::Tls => OriginOutcome::Tls,
         ErrorKind::Timeout(_) => OriginOutcome::Timeout,
         ErrorKind::Busy => OriginOutcome::Busy,
@@ -1001,7 +1172,8 @@ impl Refill {
             Ok(mut body) => {
                 let linger = Some(self.origin.linger);
                 let metrics = &self.fetcher.cache.metrics;
-                transfer(metrics, &self.origin, &mut body, &mut writer, &fill, linger).await
+                let source = Source::Origin(self.origin.id);
+                transfer(metrics, &source, &mut body, &mut writer, &fill, linger).await
             }
             Err(error) => Err(error),
         };

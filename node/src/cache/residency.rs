@@ -42,6 +42,9 @@ const SWEEP_BATCH: usize = 1024;
 /// Resources remembered as not worth waiting for, and for how long.
 const MAX_UNSHAREABLE: usize = 65_536;
 
+/// Invalidations that are remembered, for what other nodes give.
+const MAX_INVALIDATED: usize = 65_536;
+
 /// One stored response: a head and the body it belongs to.
 pub struct Stored {
     pub key: CacheKey,
@@ -178,6 +181,8 @@ pub struct Residency {
     changes: Mutex<Ledger>,
     /// Keys whose last answer could not be shared, until when (seconds of the node's clock).
     unshareable: quick_cache::sync::Cache<[u8; 32], u64>,
+    /// When a key was last invalidated here: what another node has of it may be older.
+    invalidated: quick_cache::sync::Cache<[u8; 32], Stamp>,
 }
 
 impl Residency {
@@ -189,6 +194,7 @@ impl Residency {
             purges: Purges::default(),
             changes: Mutex::default(),
             unshareable: quick_cache::sync::Cache::new(MAX_UNSHAREABLE),
+            invalidated: quick_cache::sync::Cache::new(MAX_INVALIDATED),
         }
     }
 
@@ -466,6 +472,19 @@ impl Residency {
                 }
             }
         }
+    }
+
+    /// Remembers that what was asked for before `at` is not what this key stands for any more.
+    pub fn note_invalidated(&self, key: &CacheKey, at: Stamp) {
+        self.invalidated.insert(*key.hash(), at);
+    }
+
+    /// Whether neither a purge, hard or soft, nor an invalidation here is about a response with this head, which
+    /// another node has asked for.
+    pub fn is_untouched(&self, key: &CacheKey, head: &Head) -> bool {
+        let invalidated = self.invalidated.get(key.hash());
+        invalidated.is_none_or(|at| at < head.asked.filled)
+            && self.purges.verdict(key, head) == Verdict::Keep
     }
 
     /// Remembers that requests for this key should not wait for one another until `until_secs`.

@@ -1,4 +1,5 @@
-//! Opens the manifest beside the running node, tries again where that fails, and closes it at the end.
+//! Opens the manifest beside the running node, tries again where that fails, tells of the nodes that stand in it, and
+//! closes it at the end.
 //!
 //! Kept true here: neither start nor end of the node waits for a folder that stands still, and a node without its
 //! manifest serves as it always does.
@@ -8,14 +9,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::Notify;
 
 use crate::cache::record::Recorder;
 use crate::clock::HybridClock;
 use crate::config::Config;
 use crate::manifest::{Manifest, NodeRow, Trouble};
+use crate::peer::{Peers, Teller, Told};
 
 /// Pauses between two attempts: the first and the longest, doubled in between.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Between two looks at who the nodes are.
+const FOLLOW_REST: Duration = Duration::from_millis(250);
 
 /// What the thread and the node share.
 #[derive(Default)]
@@ -31,6 +37,8 @@ struct State {
 pub(super) struct Keeper {
     state: Arc<(Mutex<State>, Condvar)>,
     recorder: Arc<Recorder>,
+    /// The node ends.
+    ending: Arc<Notify>,
 }
 
 impl Keeper {
@@ -40,20 +48,27 @@ impl Keeper {
         own: NodeRow,
         recorder: Arc<Recorder>,
         clock: Arc<HybridClock>,
+        peers: Arc<Peers>,
     ) -> std::io::Result<Keeper> {
         let keeper = Keeper {
             state: Arc::default(),
             recorder,
+            ending: Arc::default(),
         };
         let (config, this) = (config.clone(), keeper.clone());
         // Not joined: it may be in a file system that has stopped.
         thread::Builder::new()
             .name("manifest-open".into())
-            .spawn(move || this.open(&config, &own, &clock))?;
+            .spawn(move || {
+                let opened = this.open(&config, &own, &clock);
+                if let Some(manifest) = opened.filter(|_| config.cluster.secret.is_some()) {
+                    this.follow(&manifest, &peers);
+                }
+            })?;
         Ok(keeper)
     }
 
-    fn open(&self, config: &Config, own: &NodeRow, clock: &Arc<HybridClock>) {
+    fn open(&self, config: &Config, own: &NodeRow, clock: &Arc<HybridClock>) -> Option<Manifest> {
         let mut pause = PAUSE.0;
         loop {
             let opened = config
@@ -68,7 +83,7 @@ impl Keeper {
                 Ok(manifest) if state.ended => {
                     drop(state);
                     manifest.close();
-                    return;
+                    return None;
                 }
                 Ok(manifest) => {
                     if let Err(error) = manifest.announce(own) {
@@ -77,8 +92,8 @@ impl Keeper {
                     state.failure = None;
                     state.manifest = Some(manifest.clone());
                     // Under the lock, so that what ends it comes after.
-                    self.recorder.tell(Some(manifest));
-                    return;
+                    self.recorder.tell(Some(manifest.clone()));
+                    return Some(manifest);
                 }
                 Err(error) => {
                     let failure = error.to_string();
@@ -90,10 +105,49 @@ impl Keeper {
                         told.wait_for(&mut state, pause);
                     }
                     if state.ended {
-                        return;
+                        return None;
                     }
                     pause = (pause * 2).min(PAUSE.1);
                 }
+            }
+        }
+    }
+
+    /// Tells of the nodes that stand in the manifest, whenever it has changed, until the node ends.
+    fn follow(&self, manifest: &Manifest, peers: &Peers) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
+        let Ok(runtime) = runtime else { return };
+        let mut changes = manifest.watch();
+        let mut left_out = Vec::new();
+        while !self.state.0.lock().ended {
+            changes.borrow_and_update();
+            match manifest.reader().and_then(|reader| reader.nodes()) {
+                Ok(nodes) => {
+                    let told = nodes.into_iter().filter_map(told).collect();
+                    let now = peers.set(Teller::Manifest, told);
+                    if now != left_out && !now.is_empty() {
+                        tracing::warn!(nodes = ?now, "these say they are where no node is asked");
+                    }
+                    left_out = now;
+                }
+                Err(error) => tracing::warn!(%error, "the node table cannot be read"),
+            }
+            let ended = runtime.block_on(async {
+                tokio::select! {
+                    changed = changes.changed() => changed.is_err(),
+                    () = self.ending.notified() => true,
+                }
+            });
+            if ended {
+                return;
+            }
+            // What changes often is told of a few times a second.
+            let (state, told) = &*self.state;
+            let mut state = state.lock();
+            if !state.ended {
+                told.wait_for(&mut state, FOLLOW_REST);
             }
         }
     }
@@ -141,8 +195,15 @@ impl Keeper {
             state.manifest.take()
         };
         told.notify_all();
+        self.ending.notify_one();
         if let Some(manifest) = manifest {
             manifest.close();
         }
     }
+}
+
+/// Where a node's clients' port is, if it says.
+fn told(node: NodeRow) -> Option<Told> {
+    let data = node.data?;
+    Some(Told { id: node.id, data })
 }

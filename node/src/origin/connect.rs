@@ -59,6 +59,12 @@ async fn connect_untimed(
     offer: Offer,
 ) -> Result<Connected, OriginError> {
     let addresses = resolver.resolve(&settings.host).await?;
+    if let Some(permits) = &settings.permits
+        && let Some(address) = addresses.iter().find(|a| !permits.allows(**a))
+    {
+        let message = format!("{} is at {address}", settings.host);
+        return Err(OriginError::new(ErrorKind::Prohibited, message));
+    }
     let tcp = connect_any(&addresses, settings.port)
         .await
         .map_err(|error| {

@@ -23,6 +23,9 @@ pub enum ErrorKind {
     Refused,
     #[error("not connected")]
     Connect,
+    /// It has an address that may not be connected to.
+    #[error("address not permitted")]
+    Prohibited,
     #[error("TLS handshake failed")]
     Tls,
     #[error("timeout ({0})")]
@@ -123,6 +126,7 @@ impl OriginError {
             ErrorKind::Dns => "dns_error",
             ErrorKind::Refused => "connection_refused",
             ErrorKind::Connect => "destination_unavailable",
+            ErrorKind::Prohibited => "destination_ip_prohibited",
             ErrorKind::Tls => "tls_protocol_error",
             ErrorKind::Timeout(Phase::Queue) | ErrorKind::Busy => "connection_limit_reached",
             ErrorKind::Timeout(Phase::Connect) => "connection_timeout",

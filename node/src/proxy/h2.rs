@@ -28,6 +28,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::cache::head::Head;
 use crate::origin::{self, RequestBodySource, SourceFailed};
+use crate::peer;
 use crate::proxy::io::{Pace, Received};
 use crate::proxy::message::{Body, Client, ClientBody, Request, Response};
 use crate::proxy::{Proxy, respond};
@@ -212,6 +213,7 @@ fn accept(
         target,
         authority: authority.into(),
         version: Version::HTTP_2,
+        claims_peer: headers.contains_key(peer::secret::ASK),
         headers,
         has_body: !body.is_empty(),
         upgrade: false,

@@ -38,6 +38,8 @@ pub struct Request {
     pub headers: HeaderMap,
     pub has_body: bool,
     pub upgrade: bool,
+    /// It says that another node asks, which is to be proven.
+    pub claims_peer: bool,
     pub client: Client,
     /// Where interim responses go; absent where the client would not understand them.
     pub interims: Option<Rc<Interims>>,
@@ -63,6 +65,7 @@ impl Request {
             headers: head.headers,
             has_body: !matches!(head.framing, Framing::None | Framing::Length(0)),
             upgrade: head.upgrade,
+            claims_peer: head.claims_peer,
             client: *client,
             interims,
             received: Instant::now(),

@@ -269,12 +269,44 @@ label! {
 }
 
 label! {
+    /// How a question to another node ended.
+    PeerOutcome "outcome" {
+        /// Its answer is what the client gets.
+        Filled "filled",
+        /// It does not hold it.
+        Absent "absent",
+        Timeout "timeout",
+        /// It could not be reached, or not be understood.
+        Failed "failed",
+        /// Who answered did not know the secret.
+        Untrusted "untrusted",
+        /// It may not be used here: purged meanwhile, of another variant, or not storable.
+        Unfit "unfit",
+        /// Another node was faster.
+        Outpaced "outpaced",
+    }
+}
+
+label! {
     /// What this node may write where the manifest is kept.
     ManifestRole "role" {
         Primary "primary",
         Replica "replica",
         Unknown "unknown",
         None "none",
+    }
+}
+
+label! {
+    /// What another node got that asked this one.
+    PeerAnswer "outcome" {
+        /// What was stored here.
+        Held "held",
+        /// What the origin was asked for.
+        Filled "filled",
+        Absent "absent",
+        /// Nothing of a node's: its proof was wrong.
+        Refused "refused",
     }
 }
 

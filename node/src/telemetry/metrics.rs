@@ -56,6 +56,10 @@ pub struct Metrics {
     pub origin_connections_failed: Sampled<()>,
     pub origin_waiting: Sampled<()>,
 
+    pub peer_requests: Counter<PeerOutcome>,
+    pub peer_response_bytes: Counter<()>,
+    pub peer_answers: Counter<PeerAnswer>,
+
     pub store_reads: Sampled<Tier>,
     pub store_read_bytes: Sampled<()>,
     pub store_writes: Sampled<()>,
@@ -144,6 +148,10 @@ impl Metrics {
             origin_connections_reused: table.sampled_counter("caje_origin_connections_reused_total", "Requests that went out on a connection used before."),
             origin_connections_failed: table.sampled_counter("caje_origin_connections_failed_total", "Attempts to connect to an origin that failed."),
             origin_waiting: table.sampled_gauge("caje_origin_waiting", "Requests that wait for a free connection to an origin now."),
+
+            peer_requests: table.counter("caje_peer_requests_total", "Questions to other nodes for what was not here, by outcome."),
+            peer_response_bytes: table.counter("caje_peer_response_bytes_total", "Bytes of body that fills received from other nodes."),
+            peer_answers: table.counter("caje_peer_answers_total", "Questions of other nodes that were answered, by what they got."),
 
             store_reads: table.sampled_counter("caje_store_reads_total", "Blocks read from the store, by tier."),
             store_read_bytes: table.sampled_counter("caje_store_read_bytes_total", "Bytes read from disk."),

@@ -33,6 +33,8 @@ pub struct RequestHead {
     /// The client offers to upgrade: `Connection: upgrade` beside `Upgrade`, HTTP/1.1. False if what it
     /// offers is HTTP (`h2c`, `TLS/1.0`): such an offer is ignored, as it may be (RFC 9110 §7.8).
     pub upgrade: bool,
+    /// It says that another node asks: `caje-peer` stands in `headers`, which proves nothing yet.
+    pub claims_peer: bool,
 }
 
 /// A response's head. Its field values share one allocation of the head's size.
@@ -176,6 +178,7 @@ pub fn parse_request_head(
     let mut seen = Seen::default();
     let mut host: Option<&[u8]> = None;
     let mut expect = false;
+    let mut claims_peer = false;
     let mut upgrade = Upgrade::default();
     for field in parsed.headers.iter() {
         match special(field.name) {
@@ -202,6 +205,7 @@ pub fn parse_request_head(
                 expect = true;
             }
             Special::Lookalike => return Err(HeadError::Framing("a framing field's lookalike")),
+            Special::Peer => claims_peer = true,
             Special::No => {}
         }
         append(&mut headers, &head, field)?;
@@ -226,6 +230,7 @@ pub fn parse_request_head(
         keep_alive: seen.keep_alive(version),
         expect_continue: expect && version == Version::HTTP_11,
         upgrade: upgrade.may_be_tunnelled() && seen.upgrade && version == Version::HTTP_11,
+        claims_peer,
     }))
 }
 
@@ -287,7 +292,7 @@ pub fn parse_response_head(
             }
             Special::Connection => seen.connection(field.value),
             Special::Lookalike => return Err(HeadError::Framing("a framing field's lookalike")),
-            Special::Host | Special::Upgrade | Special::Expect | Special::No => {}
+            Special::Host | Special::Upgrade | Special::Expect | Special::Peer | Special::No => {}
         }
         append(&mut headers, &head, field)?;
     }
@@ -524,6 +529,8 @@ enum Special {
     Connection,
     ContentLength,
     TransferEncoding,
+    /// What nodes ask one another by.
+    Peer,
     /// `Content_Length` and the like: CGI-style servers read `_` as `-`.
     Lookalike,
 }
@@ -534,6 +541,7 @@ fn special(name: &str) -> Special {
         4 if name.eq_ignore_ascii_case("host") => Special::Host,
         6 if name.eq_ignore_ascii_case("expect") => Special::Expect,
         7 if name.eq_ignore_ascii_case("upgrade") => Special::Upgrade,
+        9 if name.eq_ignore_ascii_case("caje-peer") => Special::Peer,
         10 if name.eq_ignore_ascii_case("connection") => Special::Connection,
         14 if name.eq_ignore_ascii_case("content-length") => Special::ContentLength,
         14 if name.eq_ignore_ascii_case("content_length") => Special::Lookalike,
