@@ -10,15 +10,20 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
+use tokio::task::LocalSet;
 
 use crate::cache::record::Recorder;
 use crate::clock::HybridClock;
 use crate::config::Config;
 use crate::manifest::{Manifest, NodeRow, Trouble};
+use crate::origin::OriginPool;
 use crate::peer::{Peers, Teller, Told};
 
 /// Pauses between two attempts: the first and the longest, doubled in between.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Between two looks at how fast the nodes answer.
+const PROBE_PAUSE: Duration = Duration::from_secs(60);
 
 /// Between two looks at who the nodes are.
 const FOLLOW_REST: Duration = Duration::from_millis(250);
@@ -116,16 +121,23 @@ impl Keeper {
     /// Tells of the nodes that stand in the manifest, whenever it has changed, until the node ends.
     fn follow(&self, manifest: &Manifest, peers: &Peers) {
         let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
+            .enable_all()
             .build();
         let Ok(runtime) = runtime else { return };
+        let (local, pool) = (LocalSet::new(), OriginPool::new(Arc::default()));
         let mut changes = manifest.watch();
-        let mut left_out = Vec::new();
+        let (mut names, mut left_out) = (Vec::new(), Vec::new());
+        let mut next_probe = Instant::now();
         while !self.state.0.lock().ended {
             changes.borrow_and_update();
             match manifest.reader().and_then(|reader| reader.nodes()) {
                 Ok(nodes) => {
-                    let told = nodes.into_iter().filter_map(told).collect();
+                    let told: Vec<Told> = nodes.into_iter().filter_map(told).collect();
+                    let known = std::mem::take(&mut names);
+                    names.extend(told.iter().map(|told| told.id.clone()));
+                    if names != known {
+                        next_probe = Instant::now();
+                    }
                     let now = peers.set(Teller::Manifest, told);
                     if now != left_out && !now.is_empty() {
                         tracing::warn!(nodes = ?now, "these say they are where no node is asked");
@@ -134,14 +146,26 @@ impl Keeper {
                 }
                 Err(error) => tracing::warn!(%error, "the node table cannot be read"),
             }
-            let ended = runtime.block_on(async {
+            let due = tokio::time::Instant::from_std(next_probe);
+            let is_due = local.block_on(&runtime, async {
                 tokio::select! {
-                    changed = changes.changed() => changed.is_err(),
-                    () = self.ending.notified() => true,
+                    () = tokio::time::sleep_until(due) => Some(true),
+                    changed = changes.changed() => changed.is_ok().then_some(false),
+                    () = self.ending.notified() => None,
                 }
             });
-            if ended {
-                return;
+            match is_due {
+                None => return,
+                Some(false) => {}
+                Some(true) => {
+                    local.block_on(&runtime, async {
+                        tokio::select! {
+                            () = peers.probe(&pool, &names) => {}
+                            () = self.ending.notified() => {}
+                        }
+                    });
+                    next_probe = Instant::now() + PROBE_PAUSE;
+                }
             }
             // What changes often is told of a few times a second.
             let (state, told) = &*self.state;

@@ -20,6 +20,12 @@ use crate::telemetry::{Metrics, PeerOutcome};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
+/// What is asked for where only the answer's time counts: a name that nobody has (RFC 6761 §6.4).
+const PROBED: &str = "probe.invalid";
+
+/// A node that takes longer is of no use to a client.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A GET for a response that is not here.
 pub struct Question<'a> {
     /// The cache key's hash.
@@ -112,6 +118,30 @@ impl Peers {
             metrics.peer_requests.increment(outcome);
         }
         in_time.ok().flatten()
+    }
+
+    /// Asks each node of these names that does not rest for what nobody has, one after the other: how long an answer
+    /// takes, and whether there is one, is known before a client's question depends on it.
+    pub async fn probe(&self, pool: &OriginPool, names: &[String]) {
+        let Some(secret) = self.secret() else { return };
+        let question = Question {
+            key: &[0; 32],
+            authority: PROBED,
+            target: &Bytes::from_static(b"/"),
+            fields: &HeaderMap::new(),
+            mode: Mode::Nearest,
+            timeout: PROBE_TIMEOUT,
+        };
+        for node in self.nodes().iter() {
+            let pass = names.iter().any(|name| *name == *node.id());
+            let Some(pass) = pass.then(|| node.admit()).flatten() else {
+                continue;
+            };
+            let asked = self.attempt(pool, secret, &pass, &question, "/");
+            if tokio::time::timeout(PROBE_TIMEOUT, asked).await.is_err() {
+                pass.was_late(false);
+            }
+        }
     }
 
     async fn attempt(

@@ -69,7 +69,10 @@ impl Proxy {
             metrics.bad_requests.increment(BadRequest::Loop);
         }
         let place = (settings.shared.route)(host_of(&request.authority), &request.target);
-        let is_fit = !is_loop && request.method == Method::GET && is_cacheable_form(request);
+        let is_fit = !is_loop
+            && request.method == Method::GET
+            && is_cacheable_form(request)
+            && !request.headers.contains_key(header::AUTHORIZATION);
         let Some(place) = place.filter(|_| is_fit) else {
             metrics.peer_answers.increment(PeerAnswer::Absent);
             return Some(Ok(absent(secret, &asker, Report::of(request, None))));
