@@ -233,7 +233,11 @@ impl Drop for Hand {
     fn drop(&mut self) {
         // It may have ended by itself.
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        // One that waits for a LiteFS that was stopped ends when that does, which may be after this.
+        let until = Instant::now() + Duration::from_secs(2);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
+            std::thread::yield_now();
+        }
     }
 }
 
