@@ -39,6 +39,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{oneshot, watch};
 
+use author::Files;
 use local::{Change, Local};
 use publish::{FIRST_BACKOFF, Publisher, Tasks};
 use queue::Queue;
@@ -194,6 +195,11 @@ impl Manifest {
             unread: BTreeSet::new(),
             backoff: FIRST_BACKOFF,
             last_publication: None,
+            files: if engine.readers_recover() {
+                Files::default()
+            } else {
+                Files::kept()
+            },
             is_backlog: false,
             caught_up: false,
             is_fresh: false,

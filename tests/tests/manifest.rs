@@ -631,6 +631,45 @@ fn nodes_on_litefs_agree_whatever_happens_to_it() {
     drop(nodes);
 }
 
+/// Whenever LiteFS is stopped, also while rows are published and read: a purge is durable at once, and what is recorded
+/// can be looked up. SQLite's one lock for all files of a process must not be held by who waits for LiteFS.
+#[test]
+fn a_litefs_that_is_stopped_at_any_moment_holds_up_no_purge() {
+    let Ok(nodes) = LiteFs::cluster(2) else {
+        return;
+    };
+    let folder = Folder::new();
+    let mut hands = cluster(&nodes, &folder);
+    record(&mut hands, "before", 20, 60);
+    let mut slowest = Duration::ZERO;
+    for round in 1..=400 {
+        for hand in &mut hands {
+            assert_eq!(hand.does("record", &[&format!("/{round}/"), &3]), "done");
+        }
+        // Somewhere in what follows from it.
+        let number = hands[0].does("purge", &[&"t"]);
+        assert!(
+            number.starts_with(&format!("recorded {round} ")),
+            "{number}"
+        );
+        nodes[1].pause();
+        let since = Instant::now();
+        let number = hands[1].does("purge", &[&"t"]);
+        assert!(
+            number.starts_with(&format!("recorded {round} ")),
+            "{number}"
+        );
+        assert_ne!(hands[1].does("resources", &[]), "resources 0");
+        slowest = slowest.max(since.elapsed());
+        nodes[1].resume();
+    }
+    agree(&mut hands, "resources", Some("resources 1260"));
+    agree(&mut hands, "rows", None);
+    println!("slowest of 400: {slowest:?}");
+    drop(hands);
+    drop(nodes);
+}
+
 /// All write for as long as `CAJE_SOAK_SECONDS` says, three without it: the same merge everywhere, no row lost.
 #[test]
 fn nodes_on_litefs_agree_after_writing_all_the_time() {

@@ -1,9 +1,15 @@
 //! The databases in the shared folder: writing one's own, reading anybody's.
 //!
-//! Each call opens the file, does one short thing and closes it: a read transaction that stays open holds up the
-//! replication of all databases, and a mount that came back is another file.
+//! Each call does one short thing: a read transaction that stays open holds up the replication of all databases.
+//!
+//! Kept true here: where a folder may stop answering, as LiteFS's does, a database is opened and closed as seldom as
+//! can be ([`Files`]). SQLite has one lock for all files of a process, takes it in each transaction on any of them, and
+//! holds it while it opens or closes one: in a folder that stands still, that would hold up `local.db`, and the store's
+//! index.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, params};
@@ -64,16 +70,127 @@ pub(super) struct Written {
     pub left: Stamp,
 }
 
-/// Brings rows into the author's own database, in one transaction. Rows get their publication's stamps in the
-/// order in which they come. BLOCKING.
+/// Connections that are used again, without a transaction in between. One that has failed is not.
+#[derive(Default)]
+pub(super) struct Files {
+    /// Whether any are.
+    is_kept: bool,
+    /// With the device on which the file was: a mount that came back has another.
+    to_read: HashMap<PathBuf, (u64, Connection)>,
+    to_write: HashMap<PathBuf, (u64, Connection)>,
+}
+
+impl Files {
+    /// Of a folder in which files are written in place, and never replaced.
+    pub(super) fn kept() -> Files {
+        Files {
+            is_kept: true,
+            ..Files::default()
+        }
+    }
+
+    /// Brings rows into the author's own database, in one transaction. Rows get their publication's stamps in the
+    /// order in which they come. BLOCKING.
+    pub(super) fn write(
+        &mut self,
+        turn: &Turn<'_>,
+        owner: &Owner,
+        clock: &HybridClock,
+        rows: &[Outgoing],
+    ) -> Result<Written, AuthorError> {
+        let path = turn.database();
+        let device = device(path);
+        let mut connection = match self.to_write.remove(path) {
+            Some((of, connection)) if Some(of) == device => connection,
+            _ => open_to_write(turn)?,
+        };
+        let written = write_with(&mut connection, turn, owner, clock, rows)?;
+        if let Some(device) = device.filter(|_| self.is_kept && forgets(&connection)) {
+            self.to_write.insert(path.to_owned(), (device, connection));
+        }
+        Ok(written)
+    }
+
+    /// Up to `limit` rows that were published after `after`, in that order. A database that is not there, or has no
+    /// tables yet, has none. BLOCKING.
+    pub(super) fn read(
+        &mut self,
+        database: &Path,
+        author: &str,
+        after: Stamp,
+        limit: usize,
+        recover: bool,
+    ) -> Result<Page, AuthorError> {
+        self.with_reader(database, recover, |connection| {
+            read_with(connection, author, after, limit)
+        })
+    }
+
+    /// Up to `limit` rows behind `(kind, key)`, in that order. BLOCKING.
+    pub(super) fn read_by_key(
+        &mut self,
+        database: &Path,
+        author: &str,
+        from: (i64, &[u8]),
+        limit: usize,
+    ) -> Result<Vec<Row>, AuthorError> {
+        self.with_reader(database, false, |connection| {
+            read_by_key_with(connection, author, from, limit)
+        })
+    }
+
+    /// The default where there is nothing to read yet.
+    fn with_reader<T: Default>(
+        &mut self,
+        database: &Path,
+        recover: bool,
+        read: impl FnOnce(&Connection) -> Result<T, AuthorError>,
+    ) -> Result<T, AuthorError> {
+        let device = device(database);
+        let connection = match self.to_read.remove(database) {
+            Some((of, connection)) if Some(of) == device => connection,
+            _ => match open_to_read(database, recover)? {
+                Some(connection) => connection,
+                None => return Ok(T::default()),
+            },
+        };
+        let got = read(&connection)?;
+        if let Some(device) = device.filter(|_| self.is_kept && forgets(&connection)) {
+            self.to_read
+                .insert(database.to_owned(), (device, connection));
+        }
+        Ok(got)
+    }
+}
+
+/// Lets go of all pages. SQLite takes those it holds for good as long as the file's counter of changes is the same; but
+/// LiteFS may undo a change and make another one, with the same count.
+fn forgets(connection: &Connection) -> bool {
+    connection.execute_batch("PRAGMA shrink_memory").is_ok()
+}
+
+fn device(database: &Path) -> Option<u64> {
+    std::fs::metadata(database).ok().map(|found| found.dev())
+}
+
+#[cfg(test)]
 pub(super) fn write(
     turn: &Turn<'_>,
     owner: &Owner,
     clock: &HybridClock,
     rows: &[Outgoing],
 ) -> Result<Written, AuthorError> {
-    let mut connection = open_to_write(turn)?;
-    migrate(&mut connection)?;
+    Files::default().write(turn, owner, clock, rows)
+}
+
+fn write_with(
+    connection: &mut Connection,
+    turn: &Turn<'_>,
+    owner: &Owner,
+    clock: &HybridClock,
+    rows: &[Outgoing],
+) -> Result<Written, AuthorError> {
+    migrate(connection)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let found: Option<String> = transaction
         .query_row("SELECT instance FROM owner", [], |row| row.get(0))
@@ -185,8 +302,7 @@ pub(super) struct Page {
     pub published: Stamp,
 }
 
-/// Up to `limit` rows that were published after `after`, in that order. A database that is not there, or has no
-/// tables yet, has none. BLOCKING.
+#[cfg(test)]
 pub(super) fn read(
     database: &Path,
     author: &str,
@@ -194,9 +310,15 @@ pub(super) fn read(
     limit: usize,
     recover: bool,
 ) -> Result<Page, AuthorError> {
-    let Some(connection) = open_to_read(database, recover)? else {
-        return Ok(Page::default());
-    };
+    Files::default().read(database, author, after, limit, recover)
+}
+
+fn read_with(
+    connection: &Connection,
+    author: &str,
+    after: Stamp,
+    limit: usize,
+) -> Result<Page, AuthorError> {
     let mut page = Page {
         published: after,
         ..Page::default()
@@ -217,16 +339,22 @@ pub(super) fn read(
     Ok(page)
 }
 
-/// Up to `limit` rows behind `(kind, key)`, in that order. BLOCKING.
+#[cfg(test)]
 pub(super) fn read_by_key(
     database: &Path,
+    author: &str,
+    from: (i64, &[u8]),
+    limit: usize,
+) -> Result<Vec<Row>, AuthorError> {
+    Files::default().read_by_key(database, author, from, limit)
+}
+
+fn read_by_key_with(
+    connection: &Connection,
     author: &str,
     (kind, key): (i64, &[u8]),
     limit: usize,
 ) -> Result<Vec<Row>, AuthorError> {
-    let Some(connection) = open_to_read(database, false)? else {
-        return Ok(Vec::new());
-    };
     let mut statement = connection.prepare(
         "SELECT kind, key, stamp, value FROM entry
          WHERE (kind, key) > (?1, ?2) ORDER BY kind, key LIMIT ?3",

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
-use super::author::{self, AuthorError};
+use super::author::{self, AuthorError, Files};
 use super::local::{Local, PAGE_ROWS};
 use super::{Counters, Settings};
 use crate::clock::{HybridClock, Stamp};
@@ -170,6 +170,8 @@ pub(super) struct Publisher {
     pub(super) unread: BTreeSet<String>,
     pub(super) backoff: Duration,
     pub(super) last_publication: Option<Instant>,
+    /// Of the shared folder.
+    pub(super) files: Files,
     /// The last publication has left rows behind that were there already.
     pub(super) is_backlog: bool,
     /// All that was there has been read once.
@@ -387,7 +389,9 @@ impl Publisher {
             self.counters.begin();
             let after = self.local.watermark(author)?;
             let recover = self.engine.readers_recover();
-            let page = author::read(&database, author, after, PAGE_ROWS, recover)?;
+            let page = self
+                .files
+                .read(&database, author, after, PAGE_ROWS, recover)?;
             let merged = self.local.merge(author, &page)?;
             rows += merged.rows;
             self.counters.refused(merged.refused);
@@ -417,7 +421,7 @@ impl Publisher {
         let owner = self.local.owner();
         let mut written = None;
         let position = self.engine.publish(&owner.node, &mut |turn| {
-            written = Some(author::write(turn, owner, &self.clock, &rows));
+            written = Some(self.files.write(turn, owner, &self.clock, &rows));
         });
         let written = match written {
             Some(Err(error)) => return Err(self.after_damage(error)),
@@ -458,14 +462,16 @@ impl Publisher {
     }
 
     /// Compares the own rows with what stands in the database, page by page. How many were not there.
-    fn compare(&self) -> Result<u64, PublishError> {
+    fn compare(&mut self) -> Result<u64, PublishError> {
         let node = &self.local.owner().node;
         let database = self.engine.database(node);
         let mut from = (i64::MIN, Vec::new());
         let mut lost = 0;
         loop {
             self.counters.begin();
-            let page = author::read_by_key(&database, node, (from.0, &from.1), PAGE_ROWS)?;
+            let page = self
+                .files
+                .read_by_key(&database, node, (from.0, &from.1), PAGE_ROWS)?;
             let whole = page.len() < PAGE_ROWS;
             lost += self.local.compare((from.0, &from.1), &page, whole)?;
             match page.last() {

@@ -336,6 +336,35 @@ fn a_lost_publication_is_published_again() {
     assert_eq!(all(&database), before);
 }
 
+/// What was undone, and done otherwise, is not read from the memory of a connection that was kept.
+#[test]
+fn a_kept_connection_reads_what_is_there() {
+    let (folder, shared) = (Folder::new(), Folder::new());
+    let database = shared.database("a");
+    let local = open(&folder.0, "a");
+    local.apply(&[record(&resource("/1"))]).unwrap();
+    publish(&local, &database);
+    let before = std::fs::read(&database).unwrap();
+    let after = |path: &str| {
+        std::fs::write(&database, &before).unwrap();
+        local.apply(&[record(&resource(path))]).unwrap();
+        publish(&local, &database);
+        std::fs::read(&database).unwrap()
+    };
+    let (one, other) = (after("/2"), after("/3"));
+    // What SQLite looks at to tell whether a file has changed.
+    assert_eq!(one[24..40], other[24..40]);
+    assert_ne!(one, other);
+    let mut files = author::Files::kept();
+    for (bytes, path) in [(&one, "/2"), (&other, "/3")] {
+        std::fs::write(&database, bytes).unwrap();
+        let page = files.read(&database, "a", Stamp(0), 10, false).unwrap();
+        let wanted = resource(path).id.encode();
+        assert_eq!(page.rows.len(), 2);
+        assert!(page.rows.iter().any(|row| row.key == wanted), "{path}");
+    }
+}
+
 /// A node that has lost its disk takes back what it had said, and nobody else can take its name.
 #[test]
 fn a_lost_disk_is_read_back() {
