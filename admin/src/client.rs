@@ -1,12 +1,14 @@
 //! A node's answers as the types of the interface, and its refusals as failures.
 
-use caje_admin_api::ErrorBody;
+use std::cell::RefCell;
+
+use caje_admin_api::{ErrorBody, Unanswered};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::failure::{Code, Failure};
-use crate::http::{Answer, Endpoint};
+use crate::http::{Answer, Endpoint, encode};
 use crate::output::{Format, Shown};
 use crate::print;
 
@@ -15,17 +17,47 @@ pub struct Client {
     pub token: Option<String>,
     /// The one node that is asked for.
     pub node: Option<String>,
+    /// The one region that is asked for.
+    pub region: Option<String>,
+    /// Who has not answered, and why.
+    pub unanswered: RefCell<Vec<Unanswered>>,
     pub format: Format,
     pub yes: bool,
 }
 
 impl Client {
     pub fn get<T: DeserializeOwned>(&self, target: &str) -> Result<T, Failure> {
-        read(self.send("GET", target, None)?)
+        self.read(self.send("GET", &self.aimed(target), None)?)
     }
 
     pub fn delete<T: DeserializeOwned>(&self, target: &str) -> Result<T, Failure> {
-        read(self.send("DELETE", target, None)?)
+        self.read(self.send("DELETE", &self.aimed(target), None)?)
+    }
+
+    /// A target, about the nodes that are asked for.
+    fn aimed(&self, target: &str) -> String {
+        let mut aimed = target.to_owned();
+        for (name, value) in [("node", &self.node), ("region", &self.region)] {
+            if let Some(value) = value {
+                let mark = if aimed.contains('?') { '&' } else { '?' };
+                aimed.push_str(&format!("{mark}{name}={}", encode(value)));
+            }
+        }
+        aimed
+    }
+
+    fn read<T: DeserializeOwned>(&self, answer: Answer) -> Result<T, Failure> {
+        let text = answer.text()?;
+        let wrong = |error: serde_json::Error| {
+            let what = format!("the node's answer is not understood: {error}");
+            Failure::error(what, "use the `caje` of the node's own version")
+        };
+        let value: Value = serde_json::from_str(&text).map_err(wrong)?;
+        if let Some(silent) = value.get("unanswered") {
+            let silent: Vec<Unanswered> = serde_json::from_value(silent.clone()).map_err(wrong)?;
+            *self.unanswered.borrow_mut() = silent;
+        }
+        serde_json::from_value(value).map_err(wrong)
     }
 
     /// With a body of JSON.
@@ -40,13 +72,15 @@ impl Client {
                 "report this",
             )
         })?;
-        read(self.send("POST", target, Some(("application/json", &body)))?)
+        let target = self.aimed(target);
+        self.read(self.send("POST", &target, Some(("application/json", &body)))?)
     }
 
     pub fn post_text<T: DeserializeOwned>(&self, target: &str, text: &str) -> Result<T, Failure> {
-        read(self.send(
+        let target = self.aimed(target);
+        self.read(self.send(
             "POST",
-            target,
+            &target,
             Some(("text/plain; charset=utf-8", text.as_bytes())),
         )?)
     }
@@ -64,27 +98,6 @@ impl Client {
             200..300 => Ok(answer),
             _ => Err(refused(answer)),
         }
-    }
-
-    /// Only what is of the node that was asked for.
-    pub fn of_node<T>(&self, all: Vec<T>, name: impl Fn(&T) -> &str) -> Result<Vec<T>, Failure> {
-        let Some(wanted) = &self.node else {
-            return Ok(all);
-        };
-        let known: Vec<String> = all.iter().map(|item| name(item).to_owned()).collect();
-        let own: Vec<T> = all
-            .into_iter()
-            .filter(|item| name(item) == wanted)
-            .collect();
-        if own.is_empty() && !known.is_empty() {
-            let what = format!("no node is called `{wanted}`");
-            return Err(Failure::new(
-                Code::NotFound,
-                what,
-                format!("take one of: {}", known.join(", ")),
-            ));
-        }
-        Ok(own)
     }
 
     /// Prints an answer: `rows` are what a line is made of.
@@ -108,14 +121,6 @@ impl Client {
         };
         print(&shown.text(self.format));
     }
-}
-
-fn read<T: DeserializeOwned>(answer: Answer) -> Result<T, Failure> {
-    let text = answer.text()?;
-    serde_json::from_str(&text).map_err(|error| {
-        let what = format!("the node's answer is not understood: {error}");
-        Failure::error(what, "use the `caje` of the node's own version")
-    })
 }
 
 fn refused(answer: Answer) -> Failure {

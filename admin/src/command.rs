@@ -211,14 +211,9 @@ pub fn run(command: Command, client: &Client) -> Ended {
         }
         Command::Nodes => {
             let all: api::Nodes = client.get(path::NODES)?;
-            let nodes = client.of_node(all.nodes, |node| &node.node)?;
-            client.show(
-                &api::Nodes {
-                    nodes: nodes.clone(),
-                },
-                &nodes,
-                || nodes_table(&nodes),
-            );
+            client.show(&all, &all.nodes, || {
+                nodes_table(&all.nodes, &all.unanswered)
+            });
             Ok(None)
         }
         Command::Status => status(client),
@@ -284,7 +279,6 @@ fn list(ls: &Ls, client: &Client) -> Ended {
             .next
             .take()
             .filter(|_| left > 0 && !page.objects.is_empty());
-        page.objects = client.of_node(page.objects, |object| &object.node)?;
         match client.format {
             Format::Ndjson => client.show(&page, &page.objects, String::new),
             _ => all.objects.append(&mut page.objects),
@@ -326,8 +320,7 @@ fn inspect(url: &str, vary: &[String], client: &Client) -> Ended {
     for field in vary {
         target.push_str(&format!("&vary={}", encode(field)));
     }
-    let mut all: api::Inspection = client.get(&target)?;
-    all.nodes = client.of_node(all.nodes, |node| &node.node)?;
+    let all: api::Inspection = client.get(&target)?;
     client.show(&all, &all.nodes, || inspection_text(&all));
     let found = all.nodes.iter().any(|node| !node.variants.is_empty());
     Ok((!found).then_some(Code::NotFound))
@@ -452,6 +445,12 @@ fn explanation_text(found: &api::Explanation) -> String {
 }
 
 fn purged(purge: Purge, client: &Client) -> Ended {
+    if client.node.is_some() || client.region.is_some() {
+        let what = "a purge is about all nodes";
+        let remedy =
+            "leave --node and --region out; `caje clear --disk --node NAME` empties one node";
+        return Err(Failure::usage(what, remedy));
+    }
     let mut ask = api::PurgeRequest {
         files: purge.urls,
         tags: purge.tags,
@@ -520,12 +519,19 @@ fn show_purge(report: api::PurgeReport, client: &Client) -> Option<Code> {
     }
 }
 
-fn nodes_table(nodes: &[api::NodeInfo]) -> String {
+fn nodes_table(nodes: &[api::NodeInfo], unanswered: &[api::Unanswered]) -> String {
     let row = |node: &api::NodeInfo| {
+        let others = match (node.caught_up, node.behind_ms) {
+            (_, Some(behind)) => format!("{} old", seconds((behind / 1000) as i64)),
+            (true, None) => "read".to_owned(),
+            (false, None) => "not read".to_owned(),
+        };
         vec![
             node.node.clone(),
             node.region.clone().unwrap_or_else(|| "-".into()),
             node.state.clone(),
+            node.role.clone().unwrap_or_else(|| "-".into()),
+            others,
             node.version.clone(),
             seconds(node.uptime_secs as i64),
             node.objects.to_string(),
@@ -543,11 +549,21 @@ fn nodes_table(nodes: &[api::NodeInfo]) -> String {
             node.listen.join(" "),
         ]
     };
-    let rows: Vec<_> = nodes.iter().map(row).collect();
+    let mut rows: Vec<_> = nodes.iter().map(row).collect();
+    rows.extend(unanswered.iter().map(|silent| {
+        let mut row = vec![silent.node.clone(), "-".to_owned(), "silent".to_owned()];
+        let heard = silent.heard_ms.map(|ms| seconds(since(ms)));
+        row.push(heard.map_or("never heard of".to_owned(), |ago| {
+            format!("heard of {ago} ago")
+        }));
+        row
+    }));
     let names = [
         "NODE",
         "REGION",
         "STATE",
+        "ROLE",
+        "OTHERS' ROWS",
         "VERSION",
         "UP",
         "OBJECTS",
@@ -559,9 +575,14 @@ fn nodes_table(nodes: &[api::NodeInfo]) -> String {
     table(&names, &rows)
 }
 
+/// Seconds since a time in milliseconds since 1970.
+fn since(ms: u64) -> i64 {
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+    now.as_secs() as i64 - (ms / 1000) as i64
+}
+
 fn status(client: &Client) -> Ended {
-    let mut all: api::Status = client.get(path::STATUS)?;
-    all.nodes = client.of_node(all.nodes, |node| &node.node)?;
+    let all: api::Status = client.get(path::STATUS)?;
     client.show(&all, &all.nodes, || {
         let findings = all
             .findings
@@ -571,15 +592,14 @@ fn status(client: &Client) -> Ended {
         format!(
             "{}\n{findings}\n{}",
             plain(&all.state, false),
-            nodes_table(&all.nodes)
+            nodes_table(&all.nodes, &all.unanswered)
         )
     });
     Ok(None)
 }
 
 fn stats(client: &Client) -> Ended {
-    let mut all: api::Stats = client.get(path::STATS)?;
-    all.nodes = client.of_node(all.nodes, |node| &node.node)?;
+    let all: api::Stats = client.get(path::STATS)?;
     client.show(&all, &all.nodes, || {
         let mut rows = Vec::new();
         for node in &all.nodes {
@@ -620,8 +640,7 @@ fn cleared(clear: &Clear, client: &Client) -> Ended {
         return Ok(None);
     }
     let all: api::Nodes = client.get(path::NODES)?;
-    let nodes = client.of_node(all.nodes, |node| &node.node)?;
-    let [node] = nodes.as_slice() else {
+    let [node] = all.nodes.as_slice() else {
         let what = "there are several nodes, and it is not said which";
         return Err(Failure::usage(
             what,
@@ -667,8 +686,7 @@ fn cleared(clear: &Clear, client: &Client) -> Ended {
 fn config(command: ConfigCommand, client: &Client) -> Ended {
     match command {
         ConfigCommand::Show => {
-            let mut all: api::Settings = client.get(path::CONFIG)?;
-            all.nodes = client.of_node(all.nodes, |node| &node.node)?;
+            let all: api::Settings = client.get(path::CONFIG)?;
             client.show(&all, &all.nodes, || {
                 let text = |node: &api::NodeSettings| {
                     format!(
@@ -712,8 +730,7 @@ fn config(command: ConfigCommand, client: &Client) -> Ended {
 }
 
 fn origins(client: &Client) -> Ended {
-    let mut all: api::Origins = client.get(path::ORIGINS)?;
-    all.nodes = client.of_node(all.nodes, |node| &node.node)?;
+    let all: api::Origins = client.get(path::ORIGINS)?;
     client.show(&all, &all.nodes, || {
         let mut rows = Vec::new();
         for node in &all.nodes {
@@ -745,8 +762,7 @@ fn origins(client: &Client) -> Ended {
 }
 
 fn storage(client: &Client) -> Ended {
-    let mut all: api::Storage = client.get(path::STORAGE)?;
-    all.nodes = client.of_node(all.nodes, |node| &node.node)?;
+    let all: api::Storage = client.get(path::STORAGE)?;
     client.show(&all, &all.nodes, || {
         let row = |node: &api::NodeStorage| {
             let disk = match &node.reason {
@@ -798,8 +814,7 @@ fn jobs(command: Option<JobsCommand>, client: &Client) -> Ended {
     let show = |job: &api::Job| client.show(job, &[job], || jobs_table(std::slice::from_ref(job)));
     match command.unwrap_or(JobsCommand::List) {
         JobsCommand::List => {
-            let mut all: api::Jobs = client.get(path::JOBS)?;
-            all.jobs = client.of_node(all.jobs, |job| &job.node)?;
+            let all: api::Jobs = client.get(path::JOBS)?;
             client.show(&all, &all.jobs, || jobs_table(&all.jobs));
         }
         JobsCommand::Show { id } => show(&client.get(&of(&id))?),
@@ -896,12 +911,6 @@ fn bar(job: &api::Job) {
 }
 
 fn drain(undo: bool, client: &Client) -> Ended {
-    if let Some(wanted) = &client.node {
-        let all: api::Nodes = client.get(path::NODES)?;
-        if all.nodes.iter().all(|node| node.node != *wanted) {
-            client.of_node(all.nodes, |node| &node.node)?;
-        }
-    }
     let all: api::Drain = match undo {
         true => client.delete(path::DRAIN)?,
         false => client.post_text(path::DRAIN, "")?,
@@ -926,8 +935,7 @@ fn drain(undo: bool, client: &Client) -> Ended {
 }
 
 fn doctor(client: &Client) -> Ended {
-    let mut all: api::Doctor = client.get(path::DOCTOR)?;
-    all.nodes = client.of_node(all.nodes, |node| &node.node)?;
+    let all: api::Doctor = client.get(path::DOCTOR)?;
     client.show(&all, &all.nodes, || {
         let mut rows = Vec::new();
         for node in &all.nodes {

@@ -8,6 +8,7 @@ mod failure;
 mod http;
 mod output;
 
+use std::cell::RefCell;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -15,7 +16,7 @@ use clap::{CommandFactory, Parser};
 
 use crate::client::Client;
 use crate::command::Command;
-use crate::failure::{Code, Failure};
+use crate::failure::{Code, Failure, plain};
 use crate::http::Endpoint;
 use crate::output::Format;
 
@@ -54,6 +55,9 @@ pub struct Arguments {
     /// Only this node
     #[arg(long, global = true, value_name = "NAME")]
     node: Option<String>,
+    /// Only the nodes of this region
+    #[arg(long, global = true, value_name = "NAME", conflicts_with = "node")]
+    region: Option<String>,
     /// Ask nothing
     #[arg(short, long, global = true)]
     yes: bool,
@@ -83,6 +87,8 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         endpoint: Endpoint::parse(&arguments.endpoint)?,
         token: arguments.token.filter(|token| !token.is_empty()),
         node: arguments.node,
+        region: arguments.region,
+        unanswered: RefCell::default(),
         format: if arguments.json {
             Format::Json
         } else {
@@ -91,6 +97,16 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         yes: arguments.yes,
     };
     let code = command::run(arguments.command, &client)?;
+    let unanswered = client.unanswered.take();
+    for silent in &unanswered {
+        let (node, error) = (plain(&silent.node, false), plain(&silent.error, false));
+        eprintln!("{node} has not answered: {error}");
+    }
+    let code = match code {
+        // Who is silent may have it.
+        None | Some(Code::NotFound) if !unanswered.is_empty() => Some(Code::Partial),
+        code => code,
+    };
     Ok(code.map_or(ExitCode::SUCCESS, |code| ExitCode::from(code as u8)))
 }
 

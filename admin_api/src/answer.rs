@@ -23,6 +23,15 @@ pub struct Fault {
     pub remedy: String,
 }
 
+/// A node that was asked and has not answered as it should.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unanswered {
+    pub node: String,
+    pub error: String,
+    /// When it was last heard of, in milliseconds since 1970; null if never since the asked node started.
+    pub heard_ms: Option<u64>,
+}
+
 /// Whose token it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -70,6 +79,9 @@ pub struct Objects {
 pub struct Inspection {
     pub url: String,
     pub nodes: Vec<NodeInspection>,
+    /// Nodes of which nothing is told here, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,6 +186,9 @@ pub struct NodePurge {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClearReport {
     pub nodes: Vec<NodeClear>,
+    /// Nodes of which nothing is told here, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,6 +204,9 @@ pub struct NodeClear {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Nodes {
     pub nodes: Vec<NodeInfo>,
+    /// Nodes of which nothing is told here, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -209,6 +227,21 @@ pub struct NodeInfo {
     pub connections: i64,
     /// Fills in flight.
     pub fills: i64,
+    /// What it is where the manifest is kept: `primary`, `replica of` whom, `unknown`; null without a manifest.
+    #[serde(default)]
+    pub role: Option<String>,
+    /// Whether it has read all that the others had said before it started, purges above all.
+    #[serde(default)]
+    pub caught_up: bool,
+    /// How old what others say is here, where that is longer than it should be.
+    #[serde(default)]
+    pub behind_ms: Option<u64>,
+    /// Rows that it has not published yet.
+    #[serde(default)]
+    pub outbox_rows: Option<u64>,
+    /// What an operator should look at, in sentences.
+    #[serde(default)]
+    pub findings: Vec<String>,
 }
 
 /// Whether all is well.
@@ -219,11 +252,17 @@ pub struct Status {
     /// What an operator should look at, in sentences.
     pub findings: Vec<String>,
     pub nodes: Vec<NodeInfo>,
+    /// Nodes of which nothing is told here, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stats {
     pub nodes: Vec<NodeStats>,
+    /// Nodes of which nothing is told here, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
 }
 
 /// Counted since the node started.
@@ -251,6 +290,9 @@ pub struct NodeStats {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     pub nodes: Vec<NodeSettings>,
+    /// Nodes of which nothing is told here, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
 }
 
 /// What is in force, defaults included and secrets left out.
@@ -285,6 +327,9 @@ pub struct NodeReload {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origins {
     pub nodes: Vec<NodeOrigins>,
+    /// Nodes of which nothing is told here, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -312,6 +357,9 @@ pub struct Origin {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Storage {
     pub nodes: Vec<NodeStorage>,
+    /// Nodes of which nothing is told here, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -340,6 +388,9 @@ pub struct NodeStorage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drain {
     pub nodes: Vec<NodeDrain>,
+    /// Nodes of which nothing is told here, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -352,6 +403,9 @@ pub struct NodeDrain {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Doctor {
     pub nodes: Vec<NodeDoctor>,
+    /// Nodes of which nothing is told here, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -374,6 +428,9 @@ pub struct Check {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Jobs {
     pub jobs: Vec<Job>,
+    /// Nodes of which nothing is told here, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
 }
 
 /// Work that goes on after the answer that began it.

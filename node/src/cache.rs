@@ -36,7 +36,7 @@ use crate::cache::inflight::{FlightKey, Inflight, Kind, Outcome, Part};
 use crate::cache::purge::{Purge, Purged, Selector};
 use crate::cache::record::{Record, Recorder};
 use crate::cache::residency::{Residency, Standing, Stored};
-use crate::clock::{self, HybridClock};
+use crate::clock::{self, HybridClock, Stamp};
 use crate::origin::{self, UpstreamResponse};
 use crate::peer;
 use crate::semantics::asker;
@@ -240,7 +240,7 @@ impl Cache {
         };
         self.store.touch(&stored.body.object, now);
         let freshness = &stored.head.freshness;
-        let decision = match stored.standing() {
+        let decision = match self.residency.standing(&stored) {
             Standing::Good => freshness.decide(request.headers, rules, now),
             Standing::StaleSince(since) => {
                 let freshness = freshness.stale_since(since);
@@ -275,29 +275,44 @@ impl Cache {
     /// is served that was asked for before, also after a crash; what is being sent goes on. Once polled,
     /// it is applied, even if the future is dropped.
     pub async fn purge(&self, selector: Selector, soft: bool) -> Purged {
+        self.begin_purge(selector, soft, Stamp::default()).await
+    }
+
+    /// [`Cache::purge`], applied when this returns, later than `seen`, which is another node's stamp: what was
+    /// asked for here before now is purged. The future tells what it came to; it needs a tokio runtime.
+    pub fn begin_purge(
+        &self,
+        selector: Selector,
+        soft: bool,
+        seen: Stamp,
+    ) -> impl Future<Output = Purged> + Send + use<> {
+        self.clock.witness(seen);
         let (matched, purge, written) = self.apply(selector, soft);
-        let matched = match (matched, purge.selector) {
-            (Some(matched), _) => matched,
-            (
-                None,
-                Selector::Prefix {
-                    scheme,
-                    authority,
-                    path,
-                },
-            ) => {
-                let (residency, before) = (self.residency.clone(), purge.stamp);
-                let count = move || residency.count_prefix(scheme, &authority, &path, before);
-                // It only fails with the runtime, and then nobody waits for the number.
-                tokio::task::spawn_blocking(count).await.unwrap_or_default()
+        let cache = self.clone();
+        async move {
+            let matched = match (matched, purge.selector) {
+                (Some(matched), _) => matched,
+                (
+                    None,
+                    Selector::Prefix {
+                        scheme,
+                        authority,
+                        path,
+                    },
+                ) => {
+                    let (residency, before) = (cache.residency.clone(), purge.stamp);
+                    let count = move || residency.count_prefix(scheme, &authority, &path, before);
+                    // It only fails with the runtime, and then nobody waits for the number.
+                    tokio::task::spawn_blocking(count).await.unwrap_or_default()
+                }
+                (None, _) => 0,
+            };
+            let is_durable = written.await;
+            cache.wake_sweeper(matched, soft);
+            Purged {
+                matched,
+                is_durable,
             }
-            (None, _) => 0,
-        };
-        let is_durable = written.await;
-        self.wake_sweeper(matched, soft);
-        Purged {
-            matched,
-            is_durable,
         }
     }
 

@@ -20,6 +20,7 @@ mod explain;
 mod jobs;
 mod objects;
 mod openapi;
+mod over;
 mod purge;
 mod refusal;
 mod reserved;
@@ -51,11 +52,13 @@ use crate::cache::Cache;
 use crate::config::Config;
 use crate::endpoints::access::{Gate, Peer};
 use crate::endpoints::jobs::Registry;
+use crate::endpoints::over::{Over, Way};
 use crate::endpoints::refusal::Refusal;
 use crate::endpoints::schema::{Schema, schema_of};
 use crate::origin;
 use crate::proxy::Identity;
 use crate::store::DiskHealth;
+use crate::talk::{self, Talk};
 use crate::telemetry::{self, Metrics, NodeState};
 
 pub use access::allows;
@@ -75,6 +78,7 @@ const MAX_BLOCKING: usize = 4;
 
 /// What operators see and steer of a running node.
 pub struct Control {
+    pub talk: Arc<Talk>,
     pub cache: Cache,
     pub metrics: Arc<Metrics>,
     /// The settings in force.
@@ -145,7 +149,11 @@ pub fn start(
     });
     thread::Builder::new()
         .name("control".into())
-        .spawn(move || runtime.block_on(serve(listener, shared, ended)))
+        .spawn(move || {
+            runtime.block_on(serve(listener, shared, ended));
+            // A name that is being looked up is waited for by nobody.
+            runtime.shutdown_background();
+        })
 }
 
 async fn serve(listener: TcpListener, shared: Node, ended: impl Future<Output = ()>) {
@@ -158,6 +166,7 @@ async fn serve(listener: TcpListener, shared: Node, ended: impl Future<Output = 
     };
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let router = TowerToHyperService::new(router(&shared));
+    spawn(shared.control.talk.clone().run());
     tokio::pin!(ended);
     loop {
         let (accepted, place) = tokio::select! {
@@ -203,6 +212,8 @@ struct Endpoint {
     path: &'static str,
     /// What a token must allow. `None`: open to whoever reaches the admin listener.
     scope: Option<Scope>,
+    /// Whom it is about, where that may be other nodes.
+    over: Option<Over>,
     summary: &'static str,
     query: Option<Schema>,
     ask: Option<Schema>,
@@ -222,6 +233,7 @@ impl Endpoint {
             method,
             path,
             scope: scope.into(),
+            over: over::of_path(path),
             summary,
             query: None,
             ask: None,
@@ -249,7 +261,7 @@ impl Endpoint {
 /// Everything there is, but for what only the first version had.
 #[rustfmt::skip]
 fn table() -> Vec<Endpoint> {
-    use Scope::{Admin, Purge, Read};
+    use Scope::{Admin, Node, Purge, Read};
     let read = |path, summary, route| Endpoint::new(Method::GET, path, Read, summary, route);
     let act = |path, scope, summary, route| Endpoint::new(Method::POST, path, scope, summary, route);
     vec![
@@ -278,6 +290,8 @@ fn table() -> Vec<Endpoint> {
         read(path::JOB, "A job", get(jobs::show)).answer::<api::Job>(),
         Endpoint::new(Method::DELETE, path::JOB, Admin, "Cancel a job", delete(jobs::cancel)).answer::<api::Job>(),
         read(path::JOB_EVENTS, "A job's progress as server-sent events, until its end", get(jobs::events)),
+        Endpoint::new(Method::GET, talk::HELLO, Node, "Who is there", get(purge::hello)),
+        act(talk::PURGES, Node, "Take note of another node's purges", post(purge::hear)),
         Endpoint::new(Method::GET, path::OPENAPI, None, "This description", get(describe)),
         Endpoint::new(Method::GET, path::HEALTHZ, None, "Whether the process answers", get(healthz)),
         Endpoint::new(Method::GET, path::READYZ, None, "Whether the node takes traffic", get(readyz)),
@@ -297,9 +311,22 @@ fn router(shared: &Node) -> Router {
         let guard = access::Guard {
             node: shared.clone(),
             scope: endpoint.scope,
+            // A dry run counts over all nodes; what it purges itself a node is told elsewhere.
+            is_for_nodes: endpoint.over.is_some()
+                || endpoint.scope == Some(Scope::Node)
+                || [path::PURGE, path::INVALIDATE].contains(&endpoint.path),
+            is_for_itself: endpoint.over.is_none(),
         };
+        let mut route = endpoint.route;
+        if let Some(over) = endpoint.over {
+            let way = Way {
+                node: shared.clone(),
+                over,
+            };
+            route = route.route_layer(axum::middleware::from_fn_with_state(way, over::over_nodes));
+        }
         let layer = axum::middleware::from_fn_with_state(guard, access::guard);
-        router = router.route(endpoint.path, endpoint.route.route_layer(layer));
+        router = router.route(endpoint.path, route.route_layer(layer));
     }
     router
         .fallback(not_found)
@@ -336,9 +363,10 @@ async fn readyz(State(node): State<Node>) -> Response {
     text(
         StatusCode::OK,
         format!(
-            "ready\n{disk}\nio: {}\nmanifest: {}\n",
+            "ready\n{disk}\nio: {}\nmanifest: {}\npurges: {}\n",
             health.io,
-            manifest_health(&node.control)
+            manifest_health(&node.control),
+            purges_health(&node.control)
         ),
     )
 }
@@ -352,6 +380,16 @@ fn manifest_health(control: &Control) -> String {
         (Some(failure), _) => format!("failing: {failure}"),
         (None, None) => "being opened".to_owned(),
         (None, Some(_)) => "ok".to_owned(),
+    }
+}
+
+fn purges_health(control: &Control) -> &'static str {
+    match control.talk.has_read_log() {
+        true => "ok",
+        false if control.config.load().shares_manifest() => {
+            "the log was not read yet: what was stored before the start is validated before it is used"
+        }
+        false => "the log was not read yet",
     }
 }
 

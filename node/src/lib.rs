@@ -9,6 +9,8 @@ pub mod node;
 
 pub mod endpoints;
 
+pub mod talk;
+
 pub mod doctor;
 
 pub mod config;

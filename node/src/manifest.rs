@@ -205,6 +205,7 @@ impl Manifest {
             is_fresh: false,
             look: Some(Instant::now()),
             heard: Instant::now(),
+            opened: Instant::now(),
         };
         let end = ended.clone();
         thread("manifest-publish", move || {

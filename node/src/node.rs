@@ -32,7 +32,7 @@ use tokio::task::LocalSet;
 
 use crate::cache::fill::Fetcher;
 use crate::cache::inflight::Inflight;
-use crate::cache::purge::{Purged, Selector};
+use crate::cache::purge::{NodePurged, Selector};
 use crate::cache::record::Record;
 use crate::cache::residency::Residency;
 use crate::cache::{Cache, LocalCache, OriginRules};
@@ -46,6 +46,7 @@ use crate::proxy::connection::accept;
 use crate::proxy::{self, Admission, Draining, Identity, MayPurge, Proxy};
 use crate::semantics::freshness::Rules;
 use crate::store::{self, Store, StoreEvents};
+use crate::talk::Talk;
 use crate::tasks::Tasks;
 use crate::telemetry::{AccessLog, Metrics, NodeState, ReloadResult, diagnostics};
 
@@ -82,6 +83,7 @@ pub struct Node {
     settings: Arc<Settings>,
     shared: Arc<proxy::Shared>,
     cache: Cache,
+    talk: Arc<Talk>,
     addresses: Vec<SocketAddr>,
     admin_address: SocketAddr,
     phase: watch::Sender<Phase>,
@@ -183,7 +185,12 @@ impl Node {
             .iter()
             .filter_map(|listener| listener.local_addr().ok())
             .collect();
+        let talk = Talk::new(&config, &cache);
         let shared = Arc::new(proxy::Shared {
+            purge: {
+                let talk = talk.clone();
+                Box::new(move |selectors, soft| talk.order(selectors, soft))
+            },
             settings: Arc::new(ArcSwap::from_pointee(settings)),
             identity: identity(&config),
             metrics: metrics.clone(),
@@ -223,6 +230,7 @@ impl Node {
         .map_err(StartError::Thread)?;
         sample::sample_manifest(&metrics, keeper.clone(), cache.recorder.clone());
         let control = Control {
+            talk: talk.clone(),
             manifest_failure: {
                 let keeper = keeper.clone();
                 Box::new(move || keeper.failure())
@@ -276,6 +284,7 @@ impl Node {
             settings,
             shared,
             cache,
+            talk,
             addresses,
             admin_address,
             phase,
@@ -310,9 +319,9 @@ impl Node {
         &self.cache.store
     }
 
-    /// Purges on this node, as [`Cache::purge`] says. Needs a tokio runtime.
-    pub async fn purge(&self, selector: Selector, soft: bool) -> Purged {
-        self.cache.purge(selector, soft).await
+    /// Purges here and on all other nodes, as `talk` says: what it came to on each, on this one first.
+    pub async fn purge(&self, selector: Selector, soft: bool) -> Vec<NodePurged> {
+        self.talk.order(vec![selector], soft).await
     }
 
     /// What every node should hold; `None` while it cannot be opened.

@@ -34,6 +34,7 @@ mod tunnel;
 
 use std::cell::RefCell;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,7 +44,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 
 use crate::cache::fill::complete_head;
-use crate::cache::purge::Selector;
+use crate::cache::purge::{NodePurged, Selector};
 use crate::cache::residency::Stored;
 use crate::cache::{self, Failure};
 use crate::cache::{Answer, Forward, How, LocalCache, Lookup, OriginRules, UpstreamFields, Wanted};
@@ -83,6 +84,13 @@ pub type Router = Box<dyn Fn(&str, &[u8]) -> Option<usize> + Send + Sync>;
 /// Whether a request with these fields, from this peer, may purge by the method `PURGE`.
 pub type MayPurge = Arc<dyn Fn(&HeaderMap, IpAddr) -> bool + Send + Sync>;
 
+/// Purges on all nodes, softly or not. This node's part comes first.
+pub type PurgeAll = Box<
+    dyn Fn(Vec<Selector>, bool) -> Pin<Box<dyn Future<Output = Vec<NodePurged>> + Send>>
+        + Send
+        + Sync,
+>;
+
 /// What a reload can change, swapped as one.
 pub struct Settings {
     pub limits: Limits,
@@ -111,6 +119,7 @@ pub struct Shared {
     pub identity: Identity,
     pub metrics: Arc<Metrics>,
     pub log: AccessLog,
+    pub purge: PurgeAll,
 }
 
 /// The proxy of one data thread.
@@ -309,17 +318,8 @@ impl Proxy {
                 target: request.target.clone(),
             });
         }
-        let (mut matched, mut is_durable) = (0, true);
-        for selector in selectors {
-            let purged = self.cache.shared.purge(selector, is_soft).await;
-            matched += purged.matched;
-            is_durable &= purged.is_durable;
-        }
-        respond::purged(
-            matched,
-            is_durable,
-            Report::of(request, Some(&route.origin)),
-        )
+        let nodes = (self.shared.purge)(selectors, is_soft).await;
+        respond::purged(&nodes, Report::of(request, Some(&route.origin)))
     }
 
     /// The long way: whatever a lookup finds, until there is an answer.

@@ -24,7 +24,7 @@ pub use access_log::{AccessLog, Format, Record, Sink};
 pub use label::{
     BadRequest, CacheResult, DiskState, Dropped, FillFailure, IoEngine, Label, Labels,
     ManifestRole, NodeState, OriginId, OriginOutcome, PeerAnswer, PeerOutcome, PurgeMode,
-    PurgeSelector, Recorded, Refused, ReloadResult, StaleReason, StatusClass, StoreOperation, Tier,
-    TimeoutPhase, Uncacheable, Validation, Version,
+    PurgeSelector, PurgeWay, Recorded, Refused, ReloadResult, StaleReason, StatusClass,
+    StoreOperation, Tier, TimeoutPhase, Uncacheable, Validation, Version,
 };
 pub use metrics::{Counter, Gauge, Held, Histogram, Metrics, Sampled};

@@ -31,6 +31,23 @@ pub fn settings(origin: &Origin, folder: &Folder) -> Config {
     config
 }
 
+/// A node that does not run.
+pub struct Down(Node);
+
+impl Down {
+    /// Starts another one on the same folder, with some settings changed.
+    pub async fn up(mut self, change: impl FnOnce(&mut Config)) -> Node {
+        change(&mut self.0.config);
+        let inner = Node::launch(self.0.config.clone()).await;
+        self.0.inner = Some(inner.expect("start a node again"));
+        self.0
+    }
+
+    pub fn folder(&self) -> &Folder {
+        &self.0.folder
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         // A node blocks while it ends, which a thread of a runtime may not.
@@ -83,6 +100,12 @@ impl Node {
         let inner = Node::launch(self.config.clone()).await;
         self.inner = Some(inner.expect("start a node again"));
         self
+    }
+
+    /// Ends it well, and leaves its folder for [`Down::up`].
+    pub async fn down(mut self) -> Down {
+        self.stop().await;
+        Down(self)
     }
 
     /// Ends it well.

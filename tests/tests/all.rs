@@ -2,6 +2,7 @@
 
 mod api;
 mod caching;
+mod cluster;
 mod collapse;
 mod command;
 mod crash;

@@ -9,6 +9,7 @@ const LAYERS: &[&[&str]] = &[
     &["main", "demo"],
     &["node"],
     &["endpoints"],
+    &["talk"],
     &["doctor"],
     &["config"],
     &["proxy"],

@@ -450,7 +450,8 @@ impl Fetcher {
     fn is_purged(&self, outcome: &Outcome) -> bool {
         match outcome {
             Outcome::Stored(stored) | Outcome::ToValidate(stored) => {
-                self.cache.residency.is_gone(stored) || stored.standing() != Standing::Good
+                let residency = &self.cache.residency;
+                residency.is_gone(stored) || residency.standing(stored) != Standing::Good
             }
             Outcome::Stale(stored, ..) => self.cache.residency.is_gone(stored),
             Outcome::GoAlone | Outcome::Overtaken | Outcome::Failed(_) => false,
@@ -511,10 +512,12 @@ impl Fetcher {
             ErrorSituation::Unreachable => StaleReason::Unreachable,
             ErrorSituation::ServerError => StaleReason::IfError,
         };
-        if self.cache.residency.is_gone(&stored) {
+        let residency = &self.cache.residency;
+        // Without the origin nobody can say whether what is in doubt was purged.
+        if residency.is_gone(&stored) || residency.is_in_doubt(&stored) {
             return None;
         }
-        let freshness = match stored.standing() {
+        let freshness = match residency.standing(&stored) {
             Standing::StaleSince(since) => &stored.head.freshness.stale_since(since),
             Standing::Good | Standing::Outdated => &stored.head.freshness,
         };

@@ -12,6 +12,7 @@
 //!   it is next used, and once for each generation: until another purge, that is one comparison.
 //! - What counts is when the origin was asked, not when its answer came: a purge catches what is on its way.
 //! - A purge that is not remembered any more still holds: the floor is as high as its stamp.
+//! - What may have been purged elsewhere without word of it is in doubt, and validated before it is used.
 //! - Selectors are compared whole, never by a hash alone.
 //!
 //! It knows neither the store nor who may purge.
@@ -23,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 
-use crate::cache::head::Head;
+use crate::cache::head::{Asked, Head};
 use crate::clock::Stamp;
 use crate::semantics::key::{CacheKey, Scheme};
 use crate::store::PurgeRow;
@@ -148,6 +149,15 @@ pub struct Purged {
     pub is_durable: bool,
 }
 
+/// What a purge of all nodes came to on one of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodePurged {
+    pub node: String,
+    pub matched: u64,
+    /// Why it is not done there.
+    pub error: Option<String>,
+}
+
 /// A selector as bytes: its kind, then its parts.
 type Name = Box<[u8]>;
 
@@ -164,6 +174,19 @@ enum Kind {
     Group = 5,
     /// Everything of one origin whose groups are not all remembered.
     OriginFloor = 6,
+    /// No purge: what was validated before its stamp is in doubt.
+    Doubt = 7,
+    /// No purge: how far the log of all nodes' purges was taken note of. Behind it stands whose numbers these are.
+    LogCursor = 8,
+    /// No purge: up to which stamp this node's own purges in that log were applied.
+    OwnLog = 9,
+}
+
+/// How far the log of all nodes' purges was taken note of: an arrival, as this log counts them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogCursor {
+    pub log: String,
+    pub arrival: u64,
 }
 
 /// Stands for both schemes in a prefix's name.
@@ -234,9 +257,17 @@ pub struct Purges {
     bounds: papaya::HashMap<Name, Bounds>,
     /// The lengths that prefixes' paths have.
     prefix_lengths: ArcSwap<Vec<usize>>,
+    /// What was validated before this stamp is in doubt; 0 if nothing is.
+    doubt: AtomicU64,
 }
 
 impl Purges {
+    /// Whether something may have been purged without our knowing since these questions were asked.
+    #[inline]
+    pub fn doubts(&self, asked: Asked) -> bool {
+        asked.validated.0 < self.doubt.load(Ordering::Relaxed)
+    }
+
     /// A stored response that was held against this generation needs no other look.
     #[inline]
     pub fn generation(&self) -> u64 {
@@ -319,6 +350,11 @@ pub struct Ledger {
     prefixes: BTreeMap<usize, usize>,
     /// Stored responses of each host, tag, group; and of everything.
     counts: HashMap<Name, Count>,
+    /// The doubt that lasts, as it is on disk.
+    doubt: u64,
+    cursor: Option<LogCursor>,
+    /// Own purges in the log up to this stamp were applied.
+    own: u64,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -348,6 +384,25 @@ impl Ledger {
 
     /// Takes in a row that an earlier process wrote. Returns its latest stamp.
     pub fn recover(&mut self, purges: &Purges, row: &PurgeRow) -> Stamp {
+        match row.selector.split_first() {
+            Some((&kind, _)) if kind == Kind::Doubt as u8 => {
+                self.doubt = self.doubt.max(row.hard);
+                purges.doubt.fetch_max(row.hard, Ordering::Relaxed);
+                return Stamp(row.hard);
+            }
+            Some((&kind, _)) if kind == Kind::OwnLog as u8 => {
+                self.own = self.own.max(row.hard);
+                return Stamp(row.hard);
+            }
+            Some((&kind, log)) if kind == Kind::LogCursor as u8 => {
+                self.cursor = std::str::from_utf8(log).ok().map(|log| LogCursor {
+                    log: log.to_owned(),
+                    arrival: row.hard,
+                });
+                return Stamp::default();
+            }
+            _ => {}
+        }
         let mut rows = Vec::new();
         for (soft, stamp) in [(false, row.hard), (true, row.soft)] {
             if stamp > 0 {
@@ -357,6 +412,61 @@ impl Ledger {
         }
         purges.generation.fetch_add(1, Ordering::Release);
         Stamp(row.hard.max(row.soft))
+    }
+
+    /// From now on what was validated before `stamp` is in doubt, until [`Ledger::trust`].
+    pub fn doubt(&mut self, purges: &Purges, stamp: Stamp) {
+        purges.doubt.fetch_max(stamp.0, Ordering::Relaxed);
+    }
+
+    /// The same for good: also after a restart. Returns what is to be written.
+    pub fn doubt_for_good(&mut self, purges: &Purges, stamp: Stamp) -> Vec<PurgeRow> {
+        self.doubt(purges, stamp);
+        self.doubt = self.doubt.max(stamp.0);
+        vec![PurgeRow {
+            selector: name(Kind::Doubt, &[]),
+            hard: self.doubt,
+            soft: 0,
+        }]
+    }
+
+    /// Nothing is in doubt any more but what is for good.
+    pub fn trust(&mut self, purges: &Purges) {
+        purges.doubt.store(self.doubt, Ordering::Relaxed);
+    }
+
+    pub fn cursor(&self) -> Option<LogCursor> {
+        self.cursor.clone()
+    }
+
+    /// Up to which stamp this node's own purges in the log were applied.
+    pub fn own_applied(&self) -> Stamp {
+        Stamp(self.own)
+    }
+
+    /// Takes note that its own purges up to this stamp were applied. Returns what is to be written, behind their rows.
+    pub fn apply_own(&mut self, stamp: Stamp) -> Vec<PurgeRow> {
+        self.own = self.own.max(stamp.0);
+        vec![PurgeRow {
+            selector: name(Kind::OwnLog, &[]),
+            hard: self.own,
+            soft: 0,
+        }]
+    }
+
+    /// Takes note of how far the log was read. Returns what is to be written, behind the rows of its purges.
+    pub fn read_to(&mut self, cursor: &LogCursor) -> Vec<PurgeRow> {
+        let row = |cursor: &LogCursor, mark| PurgeRow {
+            selector: name(Kind::LogCursor, &[cursor.log.as_bytes()]),
+            hard: cursor.arrival * mark,
+            // Without a mark the row goes.
+            soft: mark,
+        };
+        let before = self.cursor.replace(cursor.clone());
+        let other = before.filter(|before| before.log != cursor.log);
+        let mut rows: Vec<PurgeRow> = other.map(|other| row(&other, 0)).into_iter().collect();
+        rows.push(row(cursor, 1));
+        rows
     }
 
     fn count(&mut self, purge: &Purge) -> Option<u64> {
@@ -684,6 +794,50 @@ mod tests {
                 "{target}"
             );
         }
+    }
+
+    #[test]
+    fn doubt_ends_with_what_was_validated_since_or_is_trusted() {
+        let (purges, mut ledger) = (Purges::default(), Ledger::default());
+        let (old, new) = (Asked::at(Stamp(5)), Asked::at(Stamp(5)).again(Stamp(11)));
+        assert!(!purges.doubts(old));
+        ledger.doubt(&purges, Stamp(10));
+        assert!(purges.doubts(old) && !purges.doubts(new));
+        ledger.trust(&purges);
+        assert!(!purges.doubts(old));
+        let rows = ledger.doubt_for_good(&purges, Stamp(8));
+        ledger.doubt(&purges, Stamp(20));
+        ledger.trust(&purges);
+        assert!(purges.doubts(old) && !purges.doubts(new));
+        let (read, mut other) = (Purges::default(), Ledger::default());
+        assert_eq!(other.recover(&read, &rows[0]), Stamp(8));
+        assert!(read.doubts(old) && !read.doubts(new));
+    }
+
+    #[test]
+    fn the_log_s_cursor_is_read_as_written() {
+        let at = |log: &str, arrival| LogCursor {
+            log: log.into(),
+            arrival,
+        };
+        let mut ledger = Ledger::default();
+        let purges = Purges::default();
+        let mut rows: HashMap<Name, PurgeRow> = HashMap::new();
+        for cursor in [at("a", 0), at("a", 7), at("b", 0)] {
+            for row in ledger.read_to(&cursor) {
+                match (row.hard, row.soft) {
+                    (0, 0) => drop(rows.remove(&row.selector)),
+                    _ => drop(rows.insert(row.selector.clone(), row)),
+                }
+            }
+            assert_eq!(rows.len(), 1);
+            let mut other = Ledger::default();
+            for row in rows.values() {
+                assert_eq!(other.recover(&purges, row), Stamp(0));
+            }
+            assert_eq!(other.cursor(), Some(cursor));
+        }
+        assert!(purges.bounds.pin().is_empty());
     }
 
     #[test]

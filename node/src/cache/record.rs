@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::header;
+use tokio::sync::watch;
 
 use crate::cache::OriginRules;
 use crate::cache::residency::Stored;
@@ -137,6 +138,7 @@ impl Hits {
 #[derive(Default)]
 pub struct Recorder {
     manifest: ArcSwapOption<Manifest>,
+    opened: watch::Sender<()>,
 }
 
 /// What is fresh for less than this is gone before another node has it.
@@ -146,6 +148,12 @@ impl Recorder {
     /// From now on that one is told; or none.
     pub fn tell(&self, manifest: Option<Manifest>) {
         self.manifest.store(manifest.map(Arc::new));
+        self.opened.send_replace(());
+    }
+
+    /// Changes whenever there is another manifest, or none any more.
+    pub fn opened(&self) -> watch::Receiver<()> {
+        self.opened.subscribe()
     }
 
     pub fn manifest(&self) -> Option<Arc<Manifest>> {

@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 
 use crate::cache::body::Body;
 use crate::cache::head::Head;
-use crate::cache::purge::{Ledger, Purge, Purges, Verdict};
+use crate::cache::purge::{Ledger, LogCursor, Purge, Purges, Verdict};
 use crate::cache::record::Hits;
 use crate::clock::{self, Stamp};
 use crate::semantics::key::{CacheKey, DigestHashing, Scheme};
@@ -105,6 +105,7 @@ impl Stored {
             .compare_exchange(0, since.0, Ordering::Release, Ordering::Relaxed);
     }
 
+    /// Apart from what [`Residency::standing`] knows of doubt.
     #[inline]
     pub fn standing(&self) -> Standing {
         match self.outdated.load(Ordering::Acquire) {
@@ -263,6 +264,56 @@ impl Residency {
         }
         stored.seen.store(generation, Ordering::Relaxed);
         false
+    }
+
+    /// How it stands. What may have been purged without our knowing is to be validated.
+    #[inline]
+    pub fn standing(&self, stored: &Stored) -> Standing {
+        match self.is_in_doubt(stored) {
+            false => stored.standing(),
+            true => Standing::Outdated,
+        }
+    }
+
+    /// Whether it may have been purged without our knowing: not to be used unless its origin confirms it.
+    #[inline]
+    pub fn is_in_doubt(&self, stored: &Stored) -> bool {
+        self.purges.doubts(stored.head.asked)
+    }
+
+    /// What was validated before `stamp` is in doubt, until it is trusted.
+    pub fn doubt(&self, stamp: Stamp) {
+        self.changes.lock().doubt(&self.purges, stamp);
+    }
+
+    /// The same for good. Returns what is to be written.
+    pub fn doubt_for_good(&self, stamp: Stamp) -> Vec<PurgeRow> {
+        self.changes.lock().doubt_for_good(&self.purges, stamp)
+    }
+
+    /// All purges are known: nothing is in doubt but what is for good.
+    pub fn trust(&self) {
+        self.changes.lock().trust(&self.purges);
+    }
+
+    /// How far the log of all nodes' purges was taken note of.
+    pub fn log_cursor(&self) -> Option<LogCursor> {
+        self.changes.lock().cursor()
+    }
+
+    /// Up to which stamp this node's own purges in that log were applied.
+    pub fn own_applied(&self) -> Stamp {
+        self.changes.lock().own_applied()
+    }
+
+    /// Takes note that they were up to this stamp. Returns what is to be written, behind their rows.
+    pub fn own_applied_to(&self, stamp: Stamp) -> Vec<PurgeRow> {
+        self.changes.lock().apply_own(stamp)
+    }
+
+    /// Takes note of how far the log was read. Returns what is to be written, behind the rows of its purges.
+    pub fn log_read_to(&self, cursor: &LogCursor) -> Vec<PurgeRow> {
+        self.changes.lock().read_to(cursor)
     }
 
     /// Applies a purge. From now on nothing that it is about is found. Returns how many stored responses

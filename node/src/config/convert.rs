@@ -48,6 +48,11 @@ impl Config {
         }
     }
 
+    /// Whether other nodes write the manifest too: the local engine's own folder is this node's alone.
+    pub fn shares_manifest(&self) -> bool {
+        self.manifest.engine == Engine::LiteFs || self.manifest.dir.is_some()
+    }
+
     /// What brings the manifest to the other nodes. BLOCKING.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //!
 //! Kept true here:
 //! - A token is compared by its hash, with all that are configured, in constant time, and shown to nobody.
-//! - No token configured: closed.
+//! - No token configured: closed, but to nodes of the same cluster, for what they ask of one another.
 //! - What came in by the public port is told from what came to the admin listener by this node's own id in
 //!   `CDN-Loop`, which the proxy adds to everything it passes on. Strangers see 404 there.
 
@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
+use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -19,10 +20,12 @@ use http::header::{AUTHORIZATION, HOST, HeaderMap, ORIGIN};
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
 
-use super::refusal::{Refusal, Told};
-use super::{Node, not_found};
+use super::refusal::{MAX_ASK, Refusal, Told};
+use super::{Node, not_found, over};
 use crate::config::{Admin, HostPattern, Token, TokenHash};
+use crate::peer::secret::{self, Asker};
 use crate::semantics::hop;
+use crate::talk::MAX_ANSWER;
 
 /// Tokens that are not known, from one address within [`WINDOW`].
 const MAX_FAILURES: u32 = 20;
@@ -88,7 +91,15 @@ fn network_of(address: IpAddr) -> IpAddr {
 pub(super) struct Guard {
     pub(super) node: Node,
     pub(super) scope: Option<Scope>,
+    /// Whether another node may ask for it.
+    pub(super) is_for_nodes: bool,
+    /// It never asks another node.
+    pub(super) is_for_itself: bool,
 }
+
+/// Marks a request that another node has proven.
+#[derive(Clone)]
+pub(super) struct FromNode(pub(super) Asker);
 
 /// Before all else: a stranger learns nothing by the public port, not even that there is something.
 pub(super) async fn keep_strangers_out(
@@ -123,9 +134,19 @@ pub(super) async fn guard(
     let Some(scope) = guard.scope else {
         return next.run(request).await;
     };
+    if guard.is_for_itself && over::names_nodes(request.uri()) {
+        let refusal = Refusal::bad(
+            "this is asked of a node itself",
+            "leave `node`, `region` and `scope` out, and send it to the node that is meant",
+        );
+        return refusal.into_response();
+    }
     let config = guard.node.control.config.load_full();
     let headers = request.headers();
     let is_public = came_by_public_port(&guard.node, headers);
+    if !is_public && headers.contains_key(secret::ASK) {
+        return of_node(&guard, request, next).await;
+    }
     let address = match is_public {
         true => client_of(headers).unwrap_or(peer),
         false => peer,
@@ -153,6 +174,64 @@ pub(super) async fn guard(
     }
     request.extensions_mut().insert(identity);
     next.run(request).await
+}
+
+/// Another node's request: its proof is in the place of a token, and its answer proves itself in turn.
+async fn of_node(guard: &Guard, request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let Ok(body) = to_bytes(body, MAX_ASK).await else {
+        let message = format!("the body is longer than {MAX_ASK} bytes, or was cut off");
+        return Refusal::bad(message, "send it in several requests").into_response();
+    };
+    let talk = &guard.node.control.talk;
+    let asker = match talk.who_asks(&parts, &body) {
+        Ok(asker) => asker,
+        Err(doubt) => {
+            tracing::warn!(%doubt, "a request that says it is another node's");
+            let refusal = Refusal::new(
+                StatusCode::UNAUTHORIZED,
+                "no-node",
+                format!("this is not taken for another node's request: {doubt}"),
+                "give all nodes the same cluster.secret, and set their clocks",
+            );
+            return refusal.into_response();
+        }
+    };
+    let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+    let response = match guard.is_for_nodes {
+        true => {
+            if !matches!(method, Method::GET | Method::HEAD) {
+                tracing::debug!(node = asker.node, %method, path, "another node's request");
+            }
+            let mut request = Request::from_parts(parts, Body::from(body));
+            request.extensions_mut().insert(Identity {
+                name: asker.node.clone(),
+                scopes: vec![Scope::Node],
+            });
+            request.extensions_mut().insert(FromNode(asker.clone()));
+            next.run(request).await
+        }
+        false => Refusal::new(
+            StatusCode::FORBIDDEN,
+            "scope",
+            "this is not what nodes ask of one another",
+            "send it with a token",
+        )
+        .into_response(),
+    };
+    let (mut head, body) = response.into_parts();
+    let Ok(body) = to_bytes(body, MAX_ANSWER).await else {
+        let message = format!("the answer is longer than {MAX_ANSWER} bytes");
+        return Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "too-large",
+            message,
+            "ask the node itself",
+        )
+        .into_response();
+    };
+    talk.prove(&asker, head.status, &mut head.headers, &body);
+    Response::from_parts(head, Body::from(body))
 }
 
 /// Whose request it is, if its token allows `scope`; or whatever it allows.

@@ -260,7 +260,7 @@ impl Question {
                 ),
             )
             .rfc("RFC 9111 §4.1");
-        let freshness = match stored.standing() {
+        let freshness = match residency.standing(&stored) {
             Standing::StaleSince(since) => {
                 steps
                     .add("Was it purged softly?", "yes: it is stale since then")
@@ -271,11 +271,18 @@ impl Question {
         };
         let (age, ttl) = (freshness.age(now).as_secs(), freshness.ttl(now));
         let question = "Is it fresh?";
-        if stored.standing() == Standing::Outdated {
-            steps
-                .add(question, "no: it was made stale before its time")
-                .rule("a HEAD that told of another version")
-                .decides();
+        if residency.standing(&stored) == Standing::Outdated {
+            let (answer, rule) = match residency.is_in_doubt(&stored) {
+                true => (
+                    "not known: it may have been purged while this node was away",
+                    "the log of purges, which was not read, or not without a gap",
+                ),
+                false => (
+                    "no: it was made stale before its time",
+                    "a HEAD that told of another version",
+                ),
+            };
+            steps.add(question, answer).rule(rule).decides();
             return Some((Verdict::Validate, stored));
         }
         let guess = if freshness.is_heuristic() {

@@ -129,6 +129,7 @@ pub(super) async fn list(State(node): State<Node>) -> Told<Jobs> {
     let jobs = node.jobs.jobs.lock();
     Told(Jobs {
         jobs: jobs.iter().rev().map(|entry| entry.shown()).collect(),
+        unanswered: Vec::new(),
     })
 }
 

@@ -359,6 +359,7 @@ pub(super) async fn inspect(
     Ok(Told(Inspection {
         url: shown,
         nodes: vec![inspect.await?],
+        unanswered: Vec::new(),
     }))
 }
 

@@ -1,48 +1,130 @@
 //! Takes away what is stored: purges by what they name, and clears a tier.
 
+use axum::Extension;
 use axum::extract::{Path, State};
-use caje_admin_api::{ClearReport, NodeClear, NodePurge, PurgeReport, PurgeRequest, Tier};
-use http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use caje_admin_api::{ClearReport, NodeClear, NodePurge, PurgeReport, PurgeRequest, Tier, path};
+use http::{Method, StatusCode};
 
+use super::access::FromNode;
 use super::objects::{Filter, key_of};
 use super::refusal::{Answer, Ask, Asked, Refusal, Told};
-use super::{Node, Shared};
-use crate::cache::purge::Selector;
+use super::{Node, Shared, over};
+use crate::cache::purge::{NodePurged, Selector};
 use crate::clock;
 use crate::semantics::key::CacheKey;
+use crate::talk::{Applied, Peer, Reply, Silence, Words};
 
 /// Things that one request may name.
 const MAX_NAMED: usize = 10_000;
 
 pub(super) async fn purge(
     State(node): State<Node>,
+    from: Option<Extension<FromNode>>,
     Ask(ask): Ask<PurgeRequest>,
 ) -> Answer<PurgeReport> {
     let wanted = Wanted::new(&ask)?;
-    let (matched, is_durable) = match ask.dry_run {
-        true => (node.apart(move |shared| wanted.count(shared)).await?, true),
-        false => wanted.purge(&node, ask.soft).await,
-    };
-    let error = (!is_durable)
-        .then(|| "it is not on disk: a restart of this node may bring it back".to_owned());
-    let own = NodePurge {
-        node: node.name(),
-        matched,
-        done: is_durable,
-        error,
+    let nodes = match (ask.dry_run, from) {
+        (true, Some(_)) => vec![counted(&node, wanted).await?],
+        (true, None) => {
+            let (own, others) =
+                tokio::join!(counted(&node, wanted), counted_elsewhere(&node, &ask));
+            let mut nodes = vec![own?];
+            nodes.extend(others);
+            nodes
+        }
+        (false, Some(_)) => {
+            return Err(Refusal::new(
+                StatusCode::FORBIDDEN,
+                "scope",
+                "a node tells another of its purges elsewhere",
+                "send it with a token",
+            ));
+        }
+        (false, None) => {
+            let purged = node.control.talk.order(wanted.selectors, ask.soft).await;
+            purged.into_iter().map(shown).collect()
+        }
     };
     Ok(Told(PurgeReport {
         soft: ask.soft,
         dry_run: ask.dry_run,
-        nodes: vec![own],
+        nodes,
     }))
+}
+
+fn shown(purged: NodePurged) -> NodePurge {
+    NodePurge {
+        node: purged.node,
+        matched: purged.matched,
+        done: purged.error.is_none(),
+        error: purged.error,
+    }
+}
+
+async fn counted(node: &Node, wanted: Wanted) -> Result<NodePurge, Refusal> {
+    let matched = node.apart(move |shared| wanted.count(shared)).await?;
+    Ok(NodePurge {
+        node: node.name(),
+        matched,
+        done: true,
+        error: None,
+    })
+}
+
+async fn counted_elsewhere(node: &Node, ask: &PurgeRequest) -> Vec<NodePurge> {
+    let talk = &node.control.talk;
+    let body: Bytes = serde_json::to_vec(ask).unwrap_or_default().into();
+    let replies = talk.ask_all(talk.peers(), &Method::POST, path::PURGE, &body, true);
+    let counted = |(peer, reply): (Peer, Result<Reply, Silence>)| {
+        let said = reply
+            .map_err(|silence| silence.to_string())
+            .and_then(|reply| {
+                let report = serde_json::from_slice::<PurgeReport>(&reply.body);
+                let node = report
+                    .ok()
+                    .and_then(|report| report.nodes.into_iter().next());
+                node.ok_or_else(|| format!("it answers with {}", reply.status))
+            });
+        said.unwrap_or_else(|error| NodePurge {
+            node: peer.name(),
+            matched: 0,
+            done: false,
+            error: Some(error),
+        })
+    };
+    replies.await.into_iter().map(counted).collect()
+}
+
+/// Another node's purges.
+pub(super) async fn hear(
+    State(node): State<Node>,
+    from: Option<Extension<FromNode>>,
+    Ask(words): Ask<Words>,
+) -> Answer<Applied> {
+    let is_own = |author: &String| from.as_ref().is_none_or(|from| from.0.0.node == *author);
+    if !words.purges.iter().all(|told| is_own(&told.author)) {
+        return Err(Refusal::bad(
+            "a node tells of its own purges only",
+            "the log tells of all others'",
+        ));
+    }
+    let applied = node.control.talk.hear(words).await;
+    applied.map(Told).ok_or_else(Refusal::internal)
+}
+
+/// Who answers is said by the proof of the answer.
+pub(super) async fn hello(State(node): State<Node>) -> Told<serde_json::Value> {
+    Told(serde_json::json!({"node": node.control.talk.id()}))
 }
 
 pub(super) async fn invalidate(
     node: State<Node>,
+    from: Option<Extension<FromNode>>,
     Ask(ask): Ask<PurgeRequest>,
 ) -> Answer<PurgeReport> {
-    purge(node, Ask(PurgeRequest { soft: true, ..ask })).await
+    purge(node, from, Ask(PurgeRequest { soft: true, ..ask })).await
 }
 
 /// What a request names.
@@ -116,28 +198,13 @@ impl Wanted {
         });
         matched
     }
-
-    /// How many were matched, and whether all of it is on disk.
-    async fn purge(self, node: &Node, soft: bool) -> (u64, bool) {
-        let cache = &node.control.cache;
-        let (mut matched, mut is_durable) = (0, true);
-        for selector in self.selectors {
-            let purged = cache.purge(selector, soft).await;
-            matched += purged.matched;
-            is_durable &= purged.is_durable;
-        }
-        (matched, is_durable)
-    }
 }
 
 pub(super) async fn clear(
     State(node): State<Node>,
     Path(id): Path<String>,
     Asked(asked): Asked<Vec<(String, String)>>,
-) -> Answer<ClearReport> {
-    if id != node.name() {
-        return Err(unknown_node(&node, &id));
-    }
+) -> Result<Response, Refusal> {
     let tier = match asked
         .iter()
         .find(|(name, _)| name == "tier")
@@ -150,7 +217,21 @@ pub(super) async fn clear(
             return Err(Refusal::bad("it is not said what to clear", remedy));
         }
     };
-    cleared(&node, tier).await
+    let talk = &node.control.talk;
+    if id == node.name() || id == talk.id() {
+        return cleared(&node, tier).await.map(IntoResponse::into_response);
+    }
+    let peers = talk.peers();
+    let known = peers.iter().map(Peer::name).collect();
+    let Some(peer) = peers.into_iter().find(|peer| peer.name() == id) else {
+        return Err(over::unknown(&id, &node.name(), known));
+    };
+    let name = if tier == Tier::Disk { "disk" } else { "memory" };
+    let target = path::NODE_CACHE.replace("{id}", &id);
+    let target = format!("{target}?tier={name}");
+    let reply = talk.ask(&peer, &Method::DELETE, &target, Bytes::new(), false);
+    let reply = reply.await.map_err(|silence| over::silent(&id, &silence))?;
+    Ok(over::as_it_is(reply))
 }
 
 pub(super) async fn clear_disk(State(node): State<Node>) -> Answer<ClearReport> {
@@ -169,7 +250,10 @@ async fn cleared(node: &Node, tier: Tier) -> Answer<ClearReport> {
         objects,
         bytes,
     };
-    Ok(Told(ClearReport { nodes: vec![own] }))
+    Ok(Told(ClearReport {
+        nodes: vec![own],
+        unanswered: Vec::new(),
+    }))
 }
 
 /// Removes what is here now. What is on its way stays: it is as new as what would come after.
@@ -185,14 +269,4 @@ fn clear_all(shared: &Shared) -> (u64, u64) {
         objects += cache.invalidate(&key) as u64;
     }
     (objects, bytes)
-}
-
-pub(super) fn unknown_node(node: &Node, id: &str) -> Refusal {
-    let (own, id) = (node.name(), id.escape_default());
-    Refusal::new(
-        StatusCode::NOT_FOUND,
-        "unknown-node",
-        format!("no node here is called `{id}`: this one is `{own}`"),
-        format!("name `{own}`, or send the request to the other node"),
-    )
 }

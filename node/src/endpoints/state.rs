@@ -8,10 +8,12 @@ use caje_admin_api as api;
 use http::StatusCode;
 
 use super::refusal::{Answer, Refusal, Text, Told};
-use super::{Node, ReloadError, Shared};
+use super::{Control, Node, ReloadError, Shared};
 use crate::clock;
+use crate::cluster::Role;
 use crate::config::{Config, Environment};
 use crate::doctor;
+use crate::manifest;
 use crate::store::DiskHealth;
 use crate::telemetry::label::Label;
 use crate::telemetry::{CacheResult, NodeState, OriginOutcome, StatusClass, Uncacheable};
@@ -20,6 +22,14 @@ fn info(shared: &Shared) -> api::NodeInfo {
     let control = &shared.control;
     let config = control.config.load();
     let usage = control.cache.store.usage();
+    let manifest = control.cache.recorder.manifest();
+    let status = manifest.map(|manifest| manifest.status());
+    let role = |status: &manifest::Status| match &status.role {
+        Role::Primary => "primary".to_owned(),
+        Role::Replica { of } => format!("replica of {of}"),
+        Role::Unknown => "unknown".to_owned(),
+    };
+    let behind = status.as_ref().and_then(|status| status.position_behind);
     api::NodeInfo {
         node: config.node.name.clone(),
         region: config.node.region.clone(),
@@ -34,42 +44,63 @@ fn info(shared: &Shared) -> api::NodeInfo {
         memory_limit_bytes: usage.memory_limit,
         connections: control.metrics.client_connections.get(()),
         fills: control.metrics.fills.get(()),
+        role: status.as_ref().map(role),
+        caught_up: status.as_ref().is_some_and(|status| status.caught_up),
+        behind_ms: behind.map(|behind| u64::try_from(behind.as_millis()).unwrap_or(u64::MAX)),
+        outbox_rows: status.map(|status| status.outbox),
+        findings: findings(control),
     }
+}
+
+/// What is wrong with this node, apart from being out of rotation.
+fn findings(control: &Control) -> Vec<String> {
+    let mut findings = Vec::new();
+    match &control.cache.store.health().disk {
+        DiskHealth::Ok => {}
+        DiskHealth::Degraded { reason } => findings.push(format!("the disk is degraded: {reason}")),
+        DiskHealth::Off { reason } => findings.push(format!("there is no disk: {reason}")),
+    }
+    if let Some(failure) = (control.manifest_failure)() {
+        findings.push(format!("the manifest: {failure}"));
+    }
+    if control.config.load().shares_manifest() && !control.talk.has_read_log() {
+        findings.push(
+            "the log of purges was not read yet: what was stored before the start is validated before it is used"
+                .to_owned(),
+        );
+    }
+    findings
 }
 
 pub(super) async fn nodes(State(node): State<Node>) -> Told<api::Nodes> {
     Told(api::Nodes {
         nodes: vec![info(&node)],
+        unanswered: Vec::new(),
     })
 }
 
 pub(super) async fn status(State(node): State<Node>) -> Told<api::Status> {
     let own = info(&node);
-    let mut findings = Vec::new();
     let name = &own.node;
-    let health = node.control.cache.store.health();
-    match &health.disk {
-        DiskHealth::Ok => {}
-        DiskHealth::Degraded { reason } => {
-            findings.push(format!("{name}: the disk is degraded: {reason}"))
-        }
-        DiskHealth::Off { reason } => findings.push(format!("{name}: there is no disk: {reason}")),
-    }
+    let said = own.findings.iter();
+    let mut findings: Vec<String> = said.map(|finding| format!("{name}: {finding}")).collect();
+    let is_well = findings.is_empty();
     let is_draining = (node.control.stage)() != NodeState::Serving;
     if is_draining {
         findings.push(format!(
             "{name} is out of rotation; `caje drain --undo` puts it back"
         ));
     }
-    let state = match (is_draining, &health.disk) {
+    let state = match (is_draining, is_well) {
         (true, _) => "draining",
-        (false, DiskHealth::Ok) => "ok",
-        (false, _) => "degraded",
+        (false, true) => "ok",
+        (false, false) => "degraded",
     };
     Told(api::Status {
         state: state.to_owned(),
         findings,
         nodes: vec![own],
+        unanswered: Vec::new(),
     })
 }
 
@@ -127,7 +158,10 @@ pub(super) async fn stats(State(node): State<Node>) -> Told<api::Stats> {
         evictions: load(&node.control.cache.store.metrics().evictions),
         uncacheable,
     };
-    Told(api::Stats { nodes: vec![own] })
+    Told(api::Stats {
+        nodes: vec![own],
+        unanswered: Vec::new(),
+    })
 }
 
 fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {
@@ -146,6 +180,7 @@ pub(super) async fn config(State(node): State<Node>) -> Answer<api::Settings> {
             toml,
             settings,
         }],
+        unanswered: Vec::new(),
     }))
 }
 
@@ -208,7 +243,10 @@ pub(super) async fn origins(State(node): State<Node>) -> Told<api::Origins> {
         connections: gauge(&node.control.origins.open),
         waiting: gauge(&node.control.origins.waiting),
     };
-    Told(api::Origins { nodes: vec![own] })
+    Told(api::Origins {
+        nodes: vec![own],
+        unanswered: Vec::new(),
+    })
 }
 
 pub(super) async fn storage(State(node): State<Node>) -> Told<api::Storage> {
@@ -238,7 +276,10 @@ pub(super) async fn storage(State(node): State<Node>) -> Told<api::Storage> {
         read_errors: load(&metrics.read_errors),
         write_errors: load(&metrics.write_errors),
     };
-    Told(api::Storage { nodes: vec![own] })
+    Told(api::Storage {
+        nodes: vec![own],
+        unanswered: Vec::new(),
+    })
 }
 
 pub(super) async fn drain(State(node): State<Node>) -> Told<api::Drain> {
@@ -257,7 +298,10 @@ fn drained(node: &Node) -> Told<api::Drain> {
         draining: (node.control.stage)() != NodeState::Serving,
         connections: node.control.metrics.client_connections.get(()),
     };
-    Told(api::Drain { nodes: vec![own] })
+    Told(api::Drain {
+        nodes: vec![own],
+        unanswered: Vec::new(),
+    })
 }
 
 pub(super) async fn doctor(State(node): State<Node>) -> Answer<api::Doctor> {
@@ -276,5 +320,8 @@ pub(super) async fn doctor(State(node): State<Node>) -> Answer<api::Doctor> {
             })
             .collect(),
     };
-    Ok(Told(api::Doctor { nodes: vec![own] }))
+    Ok(Told(api::Doctor {
+        nodes: vec![own],
+        unanswered: Vec::new(),
+    }))
 }

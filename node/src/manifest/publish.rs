@@ -182,6 +182,7 @@ pub(super) struct Publisher {
     pub(super) look: Option<Instant>,
     /// When the engine last knew how up to date they were.
     pub(super) heard: Instant,
+    pub(super) opened: Instant,
 }
 
 /// What a publication leaves in the outbox.
@@ -307,7 +308,9 @@ impl Publisher {
             Freshness::AsOf(lag) if lag > BEHIND => Some(lag),
             _ => None,
         };
-        self.is_fresh = freshness != Freshness::Unknown && lag.is_none();
+        // A purge of the last seconds before the start may still be on its way.
+        let is_before = matches!(freshness, Freshness::AsOf(lag) if lag > self.opened.elapsed());
+        self.is_fresh = freshness != Freshness::Unknown && lag.is_none() && !is_before;
         self.counters.behind(if freshness == Freshness::Unknown {
             let unheard = self.heard.elapsed();
             Some(unheard).filter(|unheard| *unheard > UNHEARD)

@@ -7,6 +7,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Version};
 
 use crate::cache::head::Head;
+use crate::cache::purge::NodePurged;
 use crate::cache::{Failure, Forward, How, OriginRules, StaleReason};
 use crate::clock;
 use crate::origin::UpstreamResponse;
@@ -73,18 +74,38 @@ pub fn options_here() -> Refusal {
     }
 }
 
-/// A purge came to an end. What is not on disk is purged, but may be back after a restart.
-pub fn purged(matched: u64, is_durable: bool, report: Report) -> Response {
-    let (status, word) = match is_durable {
-        true => (StatusCode::OK, "ok"),
-        false => (StatusCode::INTERNAL_SERVER_ERROR, "not-durable"),
+/// A purge came to an end, on this node first. What is not on its disk is purged, but may be back after a restart.
+pub fn purged(nodes: &[NodePurged], report: Report) -> Response {
+    let is_done = |node: &NodePurged| node.error.is_none();
+    let (status, word) = match (
+        nodes.first().is_some_and(is_done),
+        nodes.iter().all(is_done),
+    ) {
+        (true, true) => (StatusCode::OK, "ok"),
+        (true, false) => (StatusCode::OK, "partial"),
+        (false, _) => (StatusCode::INTERNAL_SERVER_ERROR, "not-durable"),
     };
     let how = How {
         synthetic: true,
         ..How::default()
     };
     let mut response = made_up(status, how, report);
-    let text = Bytes::from(format!("{{\"status\":\"{word}\",\"matched\":{matched}}}\n"));
+    let matched: u64 = nodes.iter().map(|node| node.matched).sum();
+    let mut text = format!("{{\"status\":\"{word}\",\"matched\":{matched}");
+    if nodes.len() > 1 {
+        let node = |node: &NodePurged| {
+            let NodePurged {
+                node,
+                matched,
+                error,
+            } = node;
+            serde_json::json!({"node": node, "matched": matched, "error": error}).to_string()
+        };
+        let list: Vec<String> = nodes.iter().map(node).collect();
+        text.push_str(&format!(",\"nodes\":[{}]", list.join(",")));
+    }
+    text.push_str("}\n");
+    let text = Bytes::from(text);
     let json = HeaderValue::from_static("application/json");
     response.headers.insert(header::CONTENT_TYPE, json);
     response.length = Some(text.len() as u64);

@@ -261,6 +261,15 @@ label! {
 }
 
 label! {
+    /// How a purge of another node came.
+    PurgeWay "way" {
+        Told "told",
+        Log "log",
+        Again "again",
+    }
+}
+
+label! {
     /// What became of a response that the manifest was to be told of.
     Recorded "outcome" {
         Told "told",

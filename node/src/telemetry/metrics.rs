@@ -32,6 +32,8 @@ pub struct Metrics {
     pub bad_requests: Counter<BadRequest>,
     pub invalidations: Counter<()>,
     pub purges: Counter<(PurgeSelector, PurgeMode)>,
+    pub purges_heard: Counter<PurgeWay>,
+    pub purge_log_unread: Sampled<()>,
 
     pub client_connections: Gauge<()>,
     pub client_connections_accepted: Counter<()>,
@@ -125,6 +127,8 @@ impl Metrics {
             bad_requests: table.counter("caje_bad_requests_total", "Requests refused as malformed, too large or looping, by reason."),
             invalidations: table.counter("caje_invalidations_total", "Stored responses invalidated by an unsafe request (RFC 9111 section 4.4)."),
             purges: table.counter("caje_purges_total", "Purges applied, by what they select and whether they remove (hard) or make stale (soft)."),
+            purges_heard: table.counter("caje_purges_heard_total", "Purges of other nodes, by how they came: told directly, read from the log, or known already."),
+            purge_log_unread: table.sampled_gauge("caje_purge_log_unread", "1 until the log of purges was read since the start; until then what was stored before is validated before it is used, where the manifest is shared."),
 
             client_connections: table.gauge("caje_client_connections", "Client connections open now."),
             client_connections_accepted: table.counter("caje_client_connections_accepted_total", "Client connections accepted."),
