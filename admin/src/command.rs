@@ -31,7 +31,7 @@ pub enum Command {
     /// Remove stored responses, or make them stale
     Purge(Purge),
     /// Fetch what the manifest has and nodes lack
-    Populate,
+    Populate(Populate),
     /// What of the manifest the nodes hold
     Coverage,
     /// All nodes
@@ -140,6 +140,31 @@ pub struct Purge {
 }
 
 #[derive(Args)]
+pub struct Populate {
+    /// Only URLs that begin so, such as https://example.com/video/
+    #[arg(long, conflicts_with_all = ["tag", "host"])]
+    prefix: Option<String>,
+    /// Only with this tag
+    #[arg(long, conflicts_with = "host")]
+    tag: Option<String>,
+    /// Only this host
+    #[arg(long)]
+    host: Option<String>,
+    /// Try again what has failed too often
+    #[arg(long)]
+    retry: bool,
+    /// Count what is lacking, and fetch nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Follow it to its end, which is what is done unless told otherwise
+    #[arg(long, conflicts_with = "detach")]
+    watch: bool,
+    /// Begin it, and do not wait for its end
+    #[arg(long)]
+    detach: bool,
+}
+
+#[derive(Args)]
 #[group(required = true, multiple = false)]
 pub struct Clear {
     /// All stored responses
@@ -187,6 +212,10 @@ pub enum JobsCommand {
     Cancel {
         id: String,
     },
+    /// Go on with one that was cancelled
+    Resume {
+        id: String,
+    },
 }
 
 type Ended = Result<Option<Code>, Failure>;
@@ -197,18 +226,8 @@ pub fn run(command: Command, client: &Client) -> Ended {
         Command::Inspect { url, vary } => inspect(&url, &vary, client),
         Command::Why(why) => explain(why, client),
         Command::Purge(purge) => purged(purge, client),
-        Command::Populate => {
-            let ask = api::JobRequest {
-                kind: "populate".to_owned(),
-            };
-            let job: api::Job = client.post(path::JOBS, &ask)?;
-            watch(&job.id, client)
-        }
-        Command::Coverage => {
-            let coverage: serde_json::Value = client.get(path::COVERAGE)?;
-            client.show(&coverage, &[&coverage], || format!("{coverage}\n"));
-            Ok(None)
-        }
+        Command::Populate(populate) => populated(populate, client),
+        Command::Coverage => coverage(client),
         Command::Nodes => {
             let all: api::Nodes = client.get(path::NODES)?;
             client.show(&all, &all.nodes, || {
@@ -636,7 +655,13 @@ fn stats(client: &Client) -> Ended {
 fn cleared(clear: &Clear, client: &Client) -> Ended {
     if clear.manifest {
         confirm("This empties the manifest of all nodes", client.yes)?;
-        let _: serde_json::Value = client.delete(path::MANIFEST)?;
+        let report: api::ManifestClear = client.delete(path::MANIFEST)?;
+        client.show(&report, &[&report], || {
+            format!(
+                "{} resources were taken out, for all nodes\n",
+                report.removed
+            )
+        });
         return Ok(None);
     }
     let all: api::Nodes = client.get(path::NODES)?;
@@ -681,6 +706,75 @@ fn cleared(clear: &Clear, client: &Client) -> Ended {
         table(&["NODE", "TIER", "OBJECTS", "BYTES"], &rows)
     });
     Ok(None)
+}
+
+fn populated(populate: Populate, client: &Client) -> Ended {
+    let ask = api::JobRequest {
+        kind: "populate".to_owned(),
+        prefix: populate.prefix,
+        host: populate.host,
+        tag: populate.tag,
+        retry: populate.retry,
+        dry_run: populate.dry_run,
+    };
+    let job: api::Job = client.post(path::JOBS, &ask)?;
+    if !populate.detach {
+        return watch(&job.id, client);
+    }
+    client.show(&job, &[&job], || {
+        let table = jobs_table(std::slice::from_ref(&job));
+        format!(
+            "{table}\nnext: caje jobs watch {id}, caje jobs cancel {id}\n",
+            id = job.id
+        )
+    });
+    Ok(None)
+}
+
+fn coverage(client: &Client) -> Ended {
+    let all: api::Coverage = client.get(path::COVERAGE)?;
+    client.show(&all, &all.nodes, || {
+        let row = |node: &api::NodeCoverage| {
+            let whole = node.present + node.stale;
+            let share = (whole * 100).checked_div(node.resources);
+            let blocked = node
+                .blocked
+                .iter()
+                .map(|(reason, count)| format!("{reason}: {count}"));
+            let blocked: Vec<String> = blocked.collect();
+            vec![
+                node.node.clone(),
+                node.region.clone().unwrap_or_else(|| "-".into()),
+                node.resources.to_string(),
+                share.map_or("-".to_owned(), |share| format!("{share} %")),
+                node.present.to_string(),
+                node.stale.to_string(),
+                node.partial.to_string(),
+                node.missing.to_string(),
+                node.waiting.to_string(),
+                match &node.error {
+                    Some(error) => error.clone(),
+                    None => blocked.join(", "),
+                },
+            ]
+        };
+        let rows: Vec<_> = all.nodes.iter().map(row).collect();
+        let names = [
+            "NODE",
+            "REGION",
+            "RESOURCES",
+            "WHOLE",
+            "PRESENT",
+            "STALE",
+            "PARTIAL",
+            "MISSING",
+            "WAITING",
+            "LEFT ALONE",
+        ];
+        table(&names, &rows)
+    });
+    let fails = all.nodes.iter().any(|node| node.error.is_some());
+    Ok(fails.then_some(Code::Partial))
 }
 
 fn config(command: ConfigCommand, client: &Client) -> Ended {
@@ -819,6 +913,10 @@ fn jobs(command: Option<JobsCommand>, client: &Client) -> Ended {
         }
         JobsCommand::Show { id } => show(&client.get(&of(&id))?),
         JobsCommand::Cancel { id } => show(&client.delete(&of(&id))?),
+        JobsCommand::Resume { id } => {
+            let target = path::JOB_RESUME.replace("{id}", &encode(&id));
+            show(&client.post_text(&target, "")?);
+        }
         JobsCommand::Watch { id } => return watch(&id, client),
     }
     Ok(None)

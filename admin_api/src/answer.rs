@@ -447,8 +447,85 @@ pub struct Job {
     pub total: u64,
     pub failed: u64,
     pub bytes: u64,
+    /// Of those that failed, how many are left alone for each reason: a status, or what went wrong without one.
+    #[serde(default)]
+    pub blocked: BTreeMap<String, u64>,
+    /// Items that failed and are tried again after a pause.
+    #[serde(default)]
+    pub waiting: u64,
     /// One sentence about the end.
     pub message: Option<String>,
+}
+
+/// What of the manifest every node holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coverage {
+    pub nodes: Vec<NodeCoverage>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeCoverage {
+    pub node: String,
+    pub region: Option<String>,
+    /// Resources of the manifest, as this node knows it.
+    pub resources: u64,
+    /// Whole and fresh.
+    pub present: u64,
+    /// Whole, and to be validated before its next use.
+    pub stale: u64,
+    pub partial: u64,
+    pub missing: u64,
+    /// Of those that are lacking, how many populate leaves alone for each reason.
+    pub blocked: BTreeMap<String, u64>,
+    /// Of those that are lacking, how many failed and are tried again after a pause.
+    pub waiting: u64,
+    /// Why nothing is known.
+    pub error: Option<String>,
+}
+
+/// What a node holds of a resource of the manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Held {
+    Present,
+    Stale,
+    Partial,
+    Missing,
+}
+
+/// One resource that every node should hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestRow {
+    pub url: String,
+    pub held: Held,
+    /// The request fields that select the variant.
+    pub vary: Vec<(String, String)>,
+    pub size_bytes: Option<u64>,
+    /// Milliseconds since 1970.
+    pub fresh_until_ms: u64,
+    pub tags: Vec<String>,
+    /// The node that has recorded it last.
+    pub author: String,
+    pub why: String,
+}
+
+/// What the first version listed: stored responses, and rows of the manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct List {
+    pub objects: Vec<Object>,
+    /// For the next page of objects; null at the end.
+    pub next: Option<String>,
+    pub manifest: Vec<ManifestRow>,
+    /// For the next page of rows; null at the end.
+    pub next_row: Option<String>,
+    /// Why there are no rows.
+    pub manifest_error: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestClear {
+    /// Resources that were taken out, for all nodes.
+    pub removed: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

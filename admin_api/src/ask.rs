@@ -138,9 +138,33 @@ pub enum Tier {
     Memory,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct JobRequest {
-    /// `verify` reads all blocks and compares their checksums.
+    /// `verify` reads all blocks and compares their checksums; `populate` fetches what the manifest has and this node
+    /// lacks.
     pub kind: String,
+    /// For `populate`: only URLs that begin so, such as `https://example.com/video/`. One of `prefix`, `host` and `tag`.
+    pub prefix: Option<String>,
+    /// Only those of this host, with its port where it is not the scheme's own.
+    pub host: Option<String>,
+    pub tag: Option<String>,
+    /// Try again what has failed too often.
+    pub retry: bool,
+    /// Only count.
+    pub dry_run: bool,
+}
+
+/// What `GET /_caje/list` shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ListQuery {
+    /// Only URLs that begin so, such as `https://example.com/video/`.
+    pub prefix: Option<String>,
+    /// Most of each kind: 100 unless told, 1000 at the most.
+    pub limit: Option<usize>,
+    /// `next` of the page before.
+    pub cursor: Option<String>,
+    /// `next_row` of the page before.
+    pub row_cursor: Option<String>,
 }

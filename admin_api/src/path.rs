@@ -24,6 +24,7 @@ pub const DRAIN: &str = "/_caje/v1/drain";
 pub const DOCTOR: &str = "/_caje/v1/doctor";
 pub const JOBS: &str = "/_caje/v1/jobs";
 pub const JOB: &str = "/_caje/v1/jobs/{id}";
+pub const JOB_RESUME: &str = "/_caje/v1/jobs/{id}/resume";
 pub const JOB_EVENTS: &str = "/_caje/v1/jobs/{id}/events";
 
 pub const OPENAPI: &str = "/_caje/openapi.json";

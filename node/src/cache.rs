@@ -16,6 +16,7 @@
 pub mod body;
 pub mod fill;
 pub mod head;
+pub mod hold;
 pub mod inflight;
 pub mod purge;
 pub mod record;

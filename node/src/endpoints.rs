@@ -16,6 +16,7 @@
 //! It does not know how a node starts or ends: what it steers it is given as a [`Control`].
 
 mod access;
+mod coverage;
 mod explain;
 mod jobs;
 mod objects;
@@ -60,6 +61,7 @@ use crate::proxy::Identity;
 use crate::store::DiskHealth;
 use crate::talk::{self, Talk};
 use crate::telemetry::{self, Metrics, NodeState};
+use crate::workers::populate::Populate;
 
 pub use access::allows;
 pub use reserved::is_reserved;
@@ -80,6 +82,7 @@ const MAX_BLOCKING: usize = 4;
 pub struct Control {
     pub talk: Arc<Talk>,
     pub cache: Cache,
+    pub populate: Populate,
     pub metrics: Arc<Metrics>,
     /// The settings in force.
     pub config: Arc<ArcSwap<Config>>,
@@ -272,9 +275,9 @@ fn table() -> Vec<Endpoint> {
         act(path::INVALIDATE, Purge, "Make stored responses stale", post(purge::invalidate)).ask::<api::PurgeRequest>().answer::<api::PurgeReport>(),
         read(path::NODES, "All nodes", get(state::nodes)).answer::<api::Nodes>(),
         Endpoint::new(Method::DELETE, path::NODE_CACHE, Admin, "Clear a node's cache (`tier`: `disk` or `memory`)", delete(purge::clear)).answer::<api::ClearReport>(),
-        Endpoint::new(Method::DELETE, path::MANIFEST, Admin, "Empty the manifest", delete(manifest_is_not_here)),
+        Endpoint::new(Method::DELETE, path::MANIFEST, Admin, "Empty the manifest", delete(coverage::clear)).answer::<api::ManifestClear>(),
         read(path::STATUS, "Whether all is well, and what is not", get(state::status)).answer::<api::Status>(),
-        read(path::COVERAGE, "What of the manifest every node holds", get(manifest_is_not_here)),
+        read(path::COVERAGE, "What of the manifest every node holds", get(coverage::coverage)).answer::<api::Coverage>(),
         read(path::STATS, "Counters since the start", get(state::stats)).answer::<api::Stats>(),
         read(path::CONFIG, "The settings in force, without secrets", get(state::config)).answer::<api::Settings>(),
         act(path::CONFIG_VALIDATE, Admin, "Check a file of settings, sent as text, and change nothing", post(state::validate)).answer::<api::Validation>(),
@@ -289,6 +292,7 @@ fn table() -> Vec<Endpoint> {
         act(path::JOBS, Admin, "Begin a job", post(jobs::begin)).ask::<api::JobRequest>().answer::<api::Job>(),
         read(path::JOB, "A job", get(jobs::show)).answer::<api::Job>(),
         Endpoint::new(Method::DELETE, path::JOB, Admin, "Cancel a job", delete(jobs::cancel)).answer::<api::Job>(),
+        act(path::JOB_RESUME, Admin, "Go on with a job that was cancelled", post(jobs::resume)).answer::<api::Job>(),
         read(path::JOB_EVENTS, "A job's progress as server-sent events, until its end", get(jobs::events)),
         Endpoint::new(Method::GET, talk::HELLO, Node, "Who is there", get(purge::hello)),
         act(talk::PURGES, Node, "Take note of another node's purges", post(purge::hear)),
@@ -296,10 +300,10 @@ fn table() -> Vec<Endpoint> {
         Endpoint::new(Method::GET, path::HEALTHZ, None, "Whether the process answers", get(healthz)),
         Endpoint::new(Method::GET, path::READYZ, None, "Whether the node takes traffic", get(readyz)),
         // Names of the first version.
-        read(path::LIST, "Stored responses with how long they stay fresh", get(objects::list)).query::<api::ObjectsQuery>().answer::<api::Objects>(),
+        read(path::LIST, "Stored responses with how long they stay fresh, and what every node should hold", get(coverage::list)).query::<api::ListQuery>().answer::<api::List>(),
         act(path::CLEAR_FS, Admin, "Remove all stored responses of this node", post(purge::clear_disk)).answer::<api::ClearReport>(),
-        act(path::CLEAR_DB, Admin, "Empty the manifest", post(manifest_is_not_here)),
-        act(path::POPULATE, Admin, "Fetch what the manifest has and this node lacks", post(manifest_is_not_here)),
+        act(path::CLEAR_DB, Admin, "Empty the manifest", post(coverage::clear)).answer::<api::ManifestClear>(),
+        act(path::POPULATE, Admin, "Fetch what the manifest has and this node lacks", post(jobs::populate)).answer::<api::Job>(),
         read(path::AUTH, "Whose token this is, and what it allows", get(access::identity)).answer::<api::Identity>(),
         act(path::AUTH, Read, "The same", post(access::identity)).answer::<api::Identity>(),
     ]
@@ -395,16 +399,6 @@ fn purges_health(control: &Control) -> &'static str {
 
 async fn describe() -> Response {
     refusal::json(StatusCode::OK, &openapi::document(&table()))
-}
-
-/// What the shared manifest is needed for.
-async fn manifest_is_not_here() -> Refusal {
-    Refusal::new(
-        StatusCode::NOT_IMPLEMENTED,
-        "no-manifest",
-        "this node keeps no manifest: it does not know what it should hold",
-        "`caje ls` shows what it holds; a request to a URL fetches what it lacks",
-    )
 }
 
 async fn not_found() -> Response {

@@ -16,6 +16,7 @@ pub mod doctor;
 pub mod config;
 
 pub mod proxy;
+pub mod workers;
 
 pub mod cache;
 

@@ -5,6 +5,7 @@
 //!                       ├─ store's threads    index, write-behind, eviction
 //!                       ├─ sweep thread       removes what was purged
 //!                       ├─ manifest's threads what every node should hold
+//!                       ├─ populate's threads fetch what of it is not here
 //!                       ├─ control thread     admin listener: metrics, health
 //!                       └─ access log's thread
 //!       ── reload ──────► settings are swapped as one; connections notice nothing
@@ -49,6 +50,7 @@ use crate::store::{self, Store, StoreEvents};
 use crate::talk::Talk;
 use crate::tasks::Tasks;
 use crate::telemetry::{AccessLog, Metrics, NodeState, ReloadResult, diagnostics};
+use crate::workers::populate::{self, Orders};
 
 use keeper::Keeper;
 
@@ -90,6 +92,7 @@ pub struct Node {
     threads: Vec<JoinHandle<()>>,
     control: Option<JoinHandle<()>>,
     sweeper: Option<JoinHandle<()>>,
+    populator: Option<JoinHandle<()>>,
     keeper: Keeper,
     peers: Arc<Peers>,
     tasks: Arc<AtomicUsize>,
@@ -101,6 +104,8 @@ struct Settings {
     /// One reload at a time.
     file: parking_lot::Mutex<Option<(PathBuf, diagnostics::Level)>>,
     shared: Arc<proxy::Shared>,
+    /// What populate goes by.
+    orders: watch::Sender<Arc<Orders>>,
     admin_address: SocketAddr,
     /// In place of tokens.
     may_purge: Option<MayPurge>,
@@ -118,6 +123,7 @@ impl Settings {
         .inspect_err(|_| {
             metrics.config_reloads.increment(ReloadResult::Failed);
         })?;
+        self.orders.send_replace(orders(&config, &settings));
         self.shared.settings.store(Arc::new(settings));
         metrics.config_reloads.increment(ReloadResult::Ok);
         let needs_restart = self.current.load().needs_restart(&config);
@@ -181,6 +187,8 @@ impl Node {
             error,
         })?;
         let settings = settings(&config, &metrics, admin_address, may_purge.as_ref())?;
+        let orders = watch::Sender::new(orders(&config, &settings));
+        let ordered = orders.subscribe();
         let addresses: Vec<SocketAddr> = listeners[0]
             .iter()
             .filter_map(|listener| listener.local_addr().ok())
@@ -216,6 +224,7 @@ impl Node {
             current: Arc::new(ArcSwap::from_pointee(config)),
             file: parking_lot::Mutex::new(None),
             shared: shared.clone(),
+            orders,
             admin_address,
             may_purge,
         });
@@ -229,6 +238,28 @@ impl Node {
         )
         .map_err(StartError::Thread)?;
         sample::sample_manifest(&metrics, keeper.clone(), cache.recorder.clone());
+        let (populate, populator) = {
+            let config = settings.current.load();
+            let setup = populate::Setup {
+                node: config.node.name.clone(),
+                cache: cache.clone(),
+                book: config.manifest_settings().dir.join("populate.db"),
+                manifest: keeper.watch(),
+                orders: ordered,
+                pseudonym: shared.identity.pseudonym.clone(),
+                cdn_id: shared.identity.cdn_id.clone(),
+                peers: peers.clone(),
+                clients: counters.clone(),
+                tasks: tasks.clone(),
+                uses_ring: uses_rings,
+            };
+            let mut phases = phases.clone();
+            let ended = async move {
+                // An error means that the node has gone: the same.
+                let _ = phases.wait_for(|phase| *phase != Phase::Serve).await;
+            };
+            populate::start(setup, ended).map_err(StartError::Thread)?
+        };
         let control = Control {
             talk: talk.clone(),
             manifest_failure: {
@@ -236,6 +267,7 @@ impl Node {
                 Box::new(move || keeper.failure())
             },
             cache: cache.clone(),
+            populate,
             metrics,
             config: settings.current.clone(),
             identity: shared.identity.clone(),
@@ -291,6 +323,7 @@ impl Node {
             threads: running,
             control: Some(control),
             sweeper: Some(sweeper),
+            populator: Some(populator),
             keeper,
             peers,
             tasks,
@@ -388,7 +421,8 @@ impl Node {
             }
             is_first
         });
-        for thread in self.threads.drain(..) {
+        let populator = self.populator.take();
+        for thread in self.threads.drain(..).chain(populator) {
             // A thread that panicked has said so; the others still have work to finish.
             let _ = thread.join();
         }
@@ -660,6 +694,19 @@ fn settings(
         may_purge: may_purge.cloned().unwrap_or_else(|| {
             let admin = config.admin.clone();
             Arc::new(move |fields, _| endpoints::allows(&admin, fields, Scope::Purge))
+        }),
+    })
+}
+
+/// What populate goes by: the origins and routes of clients' requests, but for what is reserved.
+fn orders(config: &Config, settings: &proxy::Settings) -> Arc<Orders> {
+    let routes = Routes::new(config);
+    Arc::new(Orders {
+        settings: config.populate.worker(),
+        origins: settings.origins.clone(),
+        route: Box::new(move |host, target| match endpoints::is_reserved(target) {
+            true => None,
+            false => routes.find(host, target),
         }),
     })
 }

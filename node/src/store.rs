@@ -46,7 +46,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::index::{Index, Message};
 pub use self::io::{
-    BlockReader, Faults, GrowingBlock, RingGuard, attach_ring, may_lend, ring_available,
+    BlockReader, Faults, GrowingBlock, RingGuard, attach_ring, be_gentle, may_lend, ring_available,
 };
 use self::io::{FrozenBlock, Io, PAGE_BYTES, Segment};
 use self::layout::{AREA_BYTES, AREA_PAGES, Extent, PageMap, block_crc};
@@ -689,6 +689,13 @@ impl Store {
             disk: shared.health.lock().clone(),
             io: if rings { "io_uring" } else { "threads" },
         }
+    }
+
+    /// Where others can look up what is on the disk; `None` without one. Its rows follow within
+    /// [`Settings::index_delay`].
+    pub fn index_path(&self) -> Option<PathBuf> {
+        let disk = self.shared().disk.as_ref();
+        disk.map(|disk| disk.dir.join(recover::INDEX))
     }
 
     pub fn metrics(&self) -> &Metrics {

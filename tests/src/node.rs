@@ -28,6 +28,8 @@ pub fn settings(origin: &Origin, folder: &Folder) -> Config {
     config.store.size_bytes = 256 << 20;
     config.store.memory_bytes = 32 << 20;
     config.log.access = AccessFormat::Off;
+    // Most plays count what the origin is asked for by clients.
+    config.populate.enabled = false;
     config
 }
 

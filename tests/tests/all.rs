@@ -18,6 +18,7 @@ mod manifest;
 mod operations;
 mod origins;
 mod peers;
+mod populate;
 mod proxying;
 mod purge;
 mod ranges;

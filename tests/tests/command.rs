@@ -9,7 +9,7 @@ use crate::api::with_tokens;
 const TOKEN: &str = "caje_canary_5c1f9a_all_scopes";
 
 /// Runs it against a node: exit code, standard output, standard error.
-async fn caje(node: &Node, arguments: &[&str]) -> (Option<i32>, String, String) {
+pub async fn caje(node: &Node, arguments: &[&str]) -> (Option<i32>, String, String) {
     let endpoint = format!("http://{}", node.inner().admin_address());
     run(&endpoint, TOKEN, arguments).await
 }
@@ -190,8 +190,8 @@ async fn how_it_fails() {
         (&endpoint, "a b", &["status"], 2),
         (&endpoint, TOKEN, &["nodes", "--node", "other"], 4),
         (&endpoint, TOKEN, &["jobs", "show", "none"], 4),
-        (&endpoint, TOKEN, &["populate"], 1),
-        (&endpoint, TOKEN, &["coverage"], 1),
+        (&endpoint, TOKEN, &["populate", "--prefix", "/a"], 2),
+        (&endpoint, TOKEN, &["jobs", "resume", "none"], 4),
         (&endpoint, TOKEN, &["inspect", "nonsense"], 2),
         (&endpoint, TOKEN, &["config", "reload"], 1),
     ] {

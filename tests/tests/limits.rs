@@ -586,7 +586,7 @@ async fn descriptors_are_kept_for_what_is_no_client() {
         "16MiB",
         "--no-access-log",
     ];
-    let program = caje_tests::Program::start_with_descriptors(&arguments, 160, &log).await;
+    let program = caje_tests::Program::start_with_descriptors(&arguments, 184, &log).await;
     let mut first = program.connect().await;
     first.get("/a").await.says("x");
     let mut idle = Vec::new();

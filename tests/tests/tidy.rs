@@ -12,7 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["talk"],
     &["doctor"],
     &["config"],
-    &["proxy"],
+    &["proxy", "workers"],
     &["cache"],
     &["peer"],
     &["manifest", "store", "origin"],

@@ -223,6 +223,16 @@ impl Body {
         fills.iter().find(|fill| fill.span().contains(&at)).cloned()
     }
 
+    /// The fill in flight that will bring byte `at`, however long that takes; while the length is not known, the
+    /// one that will tell it.
+    pub fn fill_towards(&self, at: u64) -> Option<Arc<Fill>> {
+        let fills = self.fills.lock();
+        match self.object.length() {
+            Some(_) => Self::covering(&fills, at, u64::MAX),
+            None => fills.first().cloned(),
+        }
+    }
+
     fn covering(fills: &[Arc<Fill>], at: u64, distance: u64) -> Option<Arc<Fill>> {
         let near = |fill: &&Arc<Fill>| fill.will_bring(at, distance);
         fills.iter().find(near).cloned()
@@ -273,6 +283,9 @@ struct FillState {
 }
 
 type ReaderId = u64;
+
+/// Where one stands who holds a fill and wants none of its bytes.
+const ALL_READ: u64 = u64::MAX;
 
 struct Kept {
     start: u64,
@@ -421,6 +434,37 @@ impl Fill {
                 }
             }
             changed.await;
+        }
+    }
+
+    /// Waits for the end. Until then the fill is not abandoned, though nobody reads it.
+    pub async fn held_to_end(self: &Arc<Self>) -> Result<(), BodyError> {
+        let _held = Joined::new(self.clone(), ALL_READ);
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(end) = self.state.lock().end {
+                return end;
+            }
+            changed.await;
+        }
+    }
+
+    /// Completes as soon as somebody reads from this fill.
+    pub async fn watched(&self) {
+        loop {
+            let moved = self.reader_moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            let is_watched = {
+                let state = self.state.lock();
+                state.readers.iter().any(|(_, at)| *at != ALL_READ)
+            };
+            if is_watched {
+                return;
+            }
+            moved.await;
         }
     }
 

@@ -16,6 +16,7 @@
 //! - A body that did not arrive whole stays only as blocks that a later request can complete; where that
 //!   is impossible it is removed.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::pin::pin;
 use std::rc::Rc;
@@ -30,6 +31,7 @@ use tokio::sync::oneshot;
 use crate::block::BlockSize;
 use crate::cache::body::{Body, BodyError, Bringer, Fill, FillWriter, RangeSupport};
 use crate::cache::head::{self, Head};
+use crate::cache::hold::{Pace, Shortfall};
 use crate::cache::inflight::{Lead, Outcome};
 use crate::cache::residency::{Insertion, Standing, Stored};
 use crate::cache::{
@@ -86,7 +88,19 @@ pub struct Exchange {
     linger: Option<Duration>,
     /// Other nodes may be asked first.
     may_ask_peers: bool,
+    /// For one who waits for the end of the fill.
+    held: Option<HeldFill>,
 }
+
+/// A fill without a client, from the side of the one who has it made.
+struct HeldFill {
+    pace: Rc<Pace>,
+    /// Told how the fill has ended, once what it brought is found. It goes without a word where there is none.
+    ended: oneshot::Sender<Result<(), BodyError>>,
+}
+
+/// Why an answer was not stored that came too late.
+pub const OVERTAKEN: &str = "invalidated";
 
 /// What the one who asked gets.
 pub enum Led {
@@ -149,6 +163,7 @@ impl Exchange {
             began: Stamp::default(),
             interim: upstream.interim.clone(),
             may_ask_peers: true,
+            held: None,
         }
     }
 
@@ -164,6 +179,13 @@ impl Exchange {
         self.linger = None;
         self.wanted = Wanted::All;
         self
+    }
+
+    /// Without a client behind it, at this pace, and for one who waits for the end of the fill.
+    pub fn held(mut self, pace: Rc<Pace>) -> (Exchange, oneshot::Receiver<Result<(), BodyError>>) {
+        let (tell, ended) = oneshot::channel();
+        self.held = Some(HeldFill { pace, ended: tell });
+        (self.in_background(), ended)
     }
 
     /// Completes once the client behind it has gone and nobody else has waited for `linger`.
@@ -282,10 +304,15 @@ impl Fetcher {
         self.spawn_exchange(exchange, None);
     }
 
-    fn spawn_exchange(self: &Rc<Self>, exchange: Exchange, mut tell: Option<oneshot::Sender<Led>>) {
+    fn spawn_exchange(
+        self: &Rc<Self>,
+        mut exchange: Exchange,
+        mut tell: Option<oneshot::Sender<Led>>,
+    ) {
         let fetcher = self.clone();
         self.tasks.spawn(async move {
             let (linger, origin) = (exchange.linger, exchange.origin.clone());
+            let held = exchange.held.take();
             let (led, rest) = fetcher.exchange(exchange, tell.as_mut()).await;
             if let Some(tell) = tell {
                 // A client that has gone by now wants nothing any more; the fill goes on for others.
@@ -298,9 +325,19 @@ impl Fetcher {
                 source,
             } = rest
             {
-                fetcher
-                    .fill(&origin, source, &stored, body, writer, linger)
-                    .await;
+                let is_peer = matches!(source, Source::Peer(_));
+                let pace = held.as_ref().map(|held| &*held.pace);
+                let terms = (linger, pace);
+                let filled = fetcher.fill(&origin, source, &stored, body, writer, terms);
+                let outcome = filled.await;
+                if let Some(held) = held {
+                    // What another node breaks off says nothing of the origin. Who waits may have lost interest.
+                    let told = outcome.map_err(|error| match is_peer {
+                        true => BodyError::Abandoned,
+                        false => error,
+                    });
+                    let _ = held.ended.send(told);
+                }
             }
         });
     }
@@ -748,7 +785,7 @@ impl Fetcher {
         if inserted == Insertion::Overtaken {
             self.overtake_purged(exchange);
             self.cache.metrics.uncacheable.increment(Uncacheable::Other);
-            return pass(response, window, Some("invalidated"));
+            return pass(response, window, Some(OVERTAKEN));
         }
         residency.clear_unshareable(&exchange.key);
         let detail = match &source {
@@ -883,7 +920,8 @@ impl Fetcher {
         }
     }
 
-    /// Brings a body to its end, or as far as it comes.
+    /// Brings a body to its end, or as far as it comes. `linger` is how long it goes on that nobody reads, if not for
+    /// ever; `pace` how fast, where no client waits.
     async fn fill(
         &self,
         origin: &OriginRules,
@@ -891,12 +929,14 @@ impl Fetcher {
         stored: &Arc<Stored>,
         mut body: ResponseBody,
         mut writer: FillWriter,
-        linger: Option<Duration>,
-    ) {
+        (linger, pace): (Option<Duration>, Option<&Pace>),
+    ) -> Result<(), BodyError> {
         let _counted = self.cache.metrics.fill_started();
+        let _paced = pace.map(Pace::begin);
         let fill = writer.fill().clone();
         let metrics = &self.cache.metrics;
-        let outcome = transfer(metrics, &source, &mut body, &mut writer, &fill, linger).await;
+        let (body_in, writer_in) = (&mut body, &mut writer);
+        let outcome = transfer(metrics, &source, body_in, writer_in, &fill, linger, pace).await;
         drop(body);
         if let (Source::Peer(node), Err(error)) = (&source, outcome)
             && error != BodyError::Abandoned
@@ -910,14 +950,16 @@ impl Fetcher {
         let object = &stored.body.object;
         if object.is_gone() || !stored.body.is_whole_or_arriving() {
             self.cache.residency.remove(stored);
-            return;
+            return outcome;
         }
         // Also where blocks are missing: what the store does not know of, it never gives up.
         self.cache.residency.persist(stored);
-        if object.is_complete() {
+        // What no client has asked for is no request.
+        if object.is_complete() && pace.is_none() {
             let cache = &self.cache;
             cache.recorder.answered(origin, stored, &cache.metrics);
         }
+        outcome
     }
 
     /// How a reader of `stored` asks for bytes that are not here.
@@ -927,6 +969,17 @@ impl Fetcher {
         stored: &Arc<Stored>,
         upstream: &UpstreamFields<'_>,
     ) -> Rc<Refill> {
+        self.paced_refill(request, stored, upstream, None)
+    }
+
+    /// The same, at a pace.
+    pub fn paced_refill(
+        self: &Rc<Self>,
+        request: &Request<'_>,
+        stored: &Arc<Stored>,
+        upstream: &UpstreamFields<'_>,
+        pace: Option<Rc<Pace>>,
+    ) -> Rc<Refill> {
         Rc::new(Refill {
             fetcher: self.clone(),
             stored: stored.clone(),
@@ -934,6 +987,8 @@ impl Fetcher {
             target: request.target.clone(),
             upstream: (upstream.make)(),
             origin: request.origin.clone(),
+            pace,
+            refused: Cell::new(None),
         })
     }
 }
@@ -981,6 +1036,11 @@ fn pass(
     (Led::Passed { passed, detail }, Rest::Nothing)
 }
 
+/// Whether an answer is about the one who asks, or about the moment, rather than about what was asked for.
+fn is_refusal(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 401 | 403 | 408 | 429) || status.is_server_error()
+}
+
 /// RFC 5861 §4 names these.
 fn is_stale_if_error(status: StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502 | 503 | 504)
@@ -1022,6 +1082,7 @@ async fn transfer(
     writer: &mut FillWriter,
     fill: &Fill,
     linger: Option<Duration>,
+    pace: Option<&Pace>,
 ) -> Result<(), BodyError> {
     let mut abandoned = pin!(async {
         match linger {
@@ -1045,6 +1106,14 @@ async fn transfer(
                 writer.write(data).await?;
                 if writer.is_in_vain() {
                     return Err(BodyError::Abandoned);
+                }
+                if let Some(pace) = pace {
+                    // A client that has joined is not held up.
+                    tokio::select! {
+                        biased;
+                        () = pace.spend(length) => {}
+                        () = fill.watched() => {}
+                    }
                 }
             }
             // Stored responses have no trailers (RFC 9110 §6.5.1 allows to discard them).
@@ -1131,9 +1200,17 @@ pub struct Refill {
     target: Bytes,
     upstream: HeaderMap,
     origin: Rc<OriginRules>,
+    pace: Option<Rc<Pace>>,
+    /// Why the last question had no answer that could be used, where its fill cannot say so.
+    refused: Cell<Option<Shortfall>>,
 }
 
 impl Refill {
+    /// Why the origin gave nothing when it was last asked, as far as it is known. Asked once.
+    pub fn take_refusal(&self) -> Option<Shortfall> {
+        self.refused.take()
+    }
+
     /// Begins to fill the first missing run of `span`, and the read-ahead behind it, unless a fill in
     /// flight brings it; with `may_wait`, also unless one may turn out to.
     pub fn start(self: &Rc<Self>, body: &Arc<Body>, span: Range<u64>, may_wait: bool) -> Bringer {
@@ -1170,13 +1247,15 @@ impl Refill {
 
     async fn run(&self, mut writer: FillWriter) {
         let _counted = self.fetcher.cache.metrics.fill_started();
+        let _paced = self.pace.as_deref().map(Pace::begin);
         let fill = writer.fill().clone();
         let outcome = match self.ask(&mut writer).await {
             Ok(mut body) => {
-                let linger = Some(self.origin.linger);
+                let (linger, pace) = (Some(self.origin.linger), self.pace.as_deref());
                 let metrics = &self.fetcher.cache.metrics;
                 let source = Source::Origin(self.origin.id);
-                transfer(metrics, &source, &mut body, &mut writer, &fill, linger).await
+                let (body, writer) = (&mut body, &mut writer);
+                transfer(metrics, &source, body, writer, &fill, linger, pace).await
             }
             Err(error) => Err(error),
         };
@@ -1210,7 +1289,11 @@ impl Refill {
             .fetcher
             .send(&self.origin, request, &mut |_, _| {})
             .await;
-        let response = response.map_err(|_| BodyError::Unreachable)?;
+        let response = response.map_err(|error| {
+            self.refused
+                .set(Some(Shortfall::of_failure(failure(&error))));
+            BodyError::Unreachable
+        })?;
         let body = &self.stored.body;
         let same = validators.same_representation(&Validators::from_headers(&response.headers));
         match response.status {
@@ -1241,11 +1324,10 @@ impl Refill {
                 writer.accept(0..body.object.length().unwrap_or(u64::MAX));
             }
             // The origin will not have this client, or nobody for now: that says nothing about what is stored.
-            StatusCode::UNAUTHORIZED
-            | StatusCode::FORBIDDEN
-            | StatusCode::REQUEST_TIMEOUT
-            | StatusCode::TOO_MANY_REQUESTS => return Err(BodyError::Unreachable),
-            status if status.is_server_error() => return Err(BodyError::Unreachable),
+            status if is_refusal(status) => {
+                self.refused.set(Some(Shortfall::Status(status.as_u16())));
+                return Err(BodyError::Unreachable);
+            }
             _ => return Err(BodyError::Changed),
         }
         Ok(response.body)

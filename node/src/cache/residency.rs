@@ -23,6 +23,7 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use http::HeaderMap;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::cache::body::Body;
 use crate::cache::head::Head;
@@ -180,6 +181,8 @@ pub struct Residency {
     owners: papaya::HashMap<u64, CacheKey>,
     purges: Purges,
     changes: Mutex<Ledger>,
+    /// Told when something was taken out that nothing has replaced.
+    lost: Notify,
     /// Keys whose last answer could not be shared, until when (seconds of the node's clock).
     unshareable: quick_cache::sync::Cache<[u8; 32], u64>,
     /// When a key was last invalidated here: what another node has of it may be older.
@@ -194,6 +197,7 @@ impl Residency {
             owners: papaya::HashMap::new(),
             purges: Purges::default(),
             changes: Mutex::default(),
+            lost: Notify::new(),
             unshareable: quick_cache::sync::Cache::new(MAX_UNSHAREABLE),
             invalidated: quick_cache::sync::Cache::new(MAX_INVALIDATED),
         }
@@ -462,6 +466,11 @@ impl Residency {
         Insertion::Done
     }
 
+    /// Completes when something was taken out since the last call ended. For one who waits.
+    pub async fn lost(&self) {
+        self.lost.notified().await;
+    }
+
     fn discard(&self, dropped: &[Arc<Stored>]) {
         for stored in dropped {
             self.owners.pin().remove(&stored.body.object.id().0);
@@ -474,6 +483,7 @@ impl Residency {
         self.owners.pin().remove(&stored.body.object.id().0);
         self.store.remove(&stored.body.object);
         self.drop_variants(&stored.key, |other| Arc::ptr_eq(&other.body, &stored.body));
+        self.lost.notify_one();
     }
 
     /// The store gave an object up to make room.
@@ -481,6 +491,7 @@ impl Residency {
         let key = self.owners.pin().remove(&object.id().0).cloned();
         if let Some(key) = key {
             self.drop_variants(&key, |stored| Arc::ptr_eq(&stored.body.object, object));
+            self.lost.notify_one();
         }
     }
 
@@ -488,6 +499,9 @@ impl Residency {
     pub fn invalidate(&self, key: &CacheKey) -> usize {
         let dropped = self.drop_variants(key, |_| true);
         self.discard(&dropped);
+        if !dropped.is_empty() {
+            self.lost.notify_one();
+        }
         dropped.len()
     }
 

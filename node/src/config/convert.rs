@@ -11,12 +11,13 @@ use crate::manifest;
 use crate::origin::{self, Tls, TlsError, TlsOptions};
 use crate::store::{self, IoMode};
 use crate::telemetry::{Format, Metrics, Sink};
+use crate::workers::{limits, populate};
 use crate::{proxy, wire};
 
 /// Descriptors of a node before its first client: standard streams, the store's lock and index, the
-/// log, the manifest's databases, the administrator's listener and some of its connections, event loops of threads
-/// without data.
-const FIXED_DESCRIPTORS: u64 = 64;
+/// log, the manifest's databases and those that populate reads, the administrator's listener and some of its
+/// connections, event loops of threads without data.
+const FIXED_DESCRIPTORS: u64 = 80;
 
 /// Of a data thread: its event loop, its ring, and what wakes it; and a client more than there is room
 /// for, where several threads accept at the same moment.
@@ -122,6 +123,7 @@ impl Config {
         let threads = self.node.threads.get() as u64;
         let listeners = self.node.listen.len() as u64;
         FIXED_DESCRIPTORS
+            + self.populate.max_in_flight as u64
             + threads * (THREAD_DESCRIPTORS + listeners)
             + self
                 .store
@@ -194,6 +196,24 @@ impl Origin {
             },
             ..defaults
         })
+    }
+}
+
+impl super::Populate {
+    pub fn worker(&self) -> populate::Settings {
+        let (first, longest) = self.backoff;
+        populate::Settings {
+            enabled: self.enabled,
+            max_in_flight: self.max_in_flight,
+            max_in_flight_per_origin: self.max_in_flight_per_origin,
+            max_rate: self.max_rate,
+            retry_after: self.retry_after,
+            backoff: limits::Backoff { first, longest },
+            limits: limits::Limits {
+                default: self.limits.default,
+                by_kind: self.limits.by_kind.clone(),
+            },
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Work that goes on after the answer that began it, with an id, its progress and a way to end it.
 //!
-//! A job runs on the control thread between its waits, and ends with the process. What it has reached is
-//! watched: nobody polls.
+//! A job runs on the control thread between its waits, and ends with the process; runs of populate are that worker's,
+//! and shown here. What a job has reached is watched: nobody polls.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -18,12 +18,15 @@ use http::StatusCode;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::coverage;
 use super::objects::millis;
 use super::refusal::{Answer, Ask, Refusal, Told, json};
 use super::{Node, spawn};
 use crate::block::BlockIndex;
 use crate::clock;
+use crate::manifest::Filter;
 use crate::store::{Object, ReadError};
+use crate::workers::populate::{Refused, Run, RunState, Wish};
 
 /// Jobs that are remembered, those that run included.
 const MAX_JOBS: usize = 64;
@@ -33,6 +36,9 @@ const MAX_WATCHERS: usize = 16;
 
 /// Items between two tellings of progress.
 const STEP: u64 = 64;
+
+/// Between two events of a run of populate.
+const EVENT_PACE: Duration = Duration::from_millis(100);
 
 /// So that a connection that nobody reads is found out.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -81,6 +87,8 @@ impl Registry {
             total: 0,
             failed: 0,
             bytes: 0,
+            blocked: BTreeMap::new(),
+            waiting: 0,
             message: None,
         };
         let entry = Arc::new(Entry {
@@ -125,22 +133,133 @@ impl Entry {
     }
 }
 
+/// All of them, the latest first.
 pub(super) async fn list(State(node): State<Node>) -> Told<Jobs> {
-    let jobs = node.jobs.jobs.lock();
+    let mut jobs: Vec<Job> = {
+        let jobs = node.jobs.jobs.lock();
+        jobs.iter().map(|entry| entry.shown()).collect()
+    };
+    let name = node.name();
+    let told = node.control.populate.watch().borrow().clone();
+    jobs.extend(told.runs.iter().map(|run| job_of(&name, run)));
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.started_ms));
     Told(Jobs {
-        jobs: jobs.iter().rev().map(|entry| entry.shown()).collect(),
+        jobs,
         unanswered: Vec::new(),
     })
 }
 
+/// A run of populate, which keeps its own book.
+fn run_of(node: &Node, id: &str) -> Option<Job> {
+    let told = node.control.populate.watch().borrow().clone();
+    let run = told.runs.iter().find(|run| run.id == id)?;
+    Some(job_of(&node.name(), run))
+}
+
+fn job_of(node: &str, run: &Run) -> Job {
+    let left_alone = run
+        .blocked
+        .iter()
+        .map(|(reason, count)| format!("{reason}: {count}"));
+    let left_alone: Vec<String> = left_alone.collect();
+    let mut message = match (run.state, run.dry_run) {
+        (RunState::Running, _) if run.waiting > 0 => {
+            Some(format!("{} failed and are tried again", run.waiting))
+        }
+        (RunState::Running, _) => None,
+        (RunState::Done, true) => Some(format!("{} are lacking; nothing was fetched", run.total)),
+        (RunState::Done, false) => Some(format!("{} fetched", run.fetched)),
+        (RunState::Cancelled, _) => Some(format!(
+            "cancelled after {}; `caje jobs resume {}` goes on",
+            run.fetched, run.id
+        )),
+    };
+    if let Some(message) = message.as_mut().filter(|_| !left_alone.is_empty()) {
+        message.push_str(&format!("; left alone: {}", left_alone.join(", ")));
+    }
+    Job {
+        id: run.id.clone(),
+        node: node.to_owned(),
+        kind: "populate".to_owned(),
+        state: match run.state {
+            RunState::Running => JobState::Running,
+            RunState::Done => JobState::Done,
+            RunState::Cancelled => JobState::Cancelled,
+        },
+        started_ms: run.started_ms,
+        ended_ms: run.ended_ms,
+        done: run.done(),
+        total: run.total.max(run.done()),
+        failed: run.blocked_in_all(),
+        bytes: run.bytes,
+        blocked: run.blocked.clone(),
+        waiting: run.waiting,
+        message,
+    }
+}
+
+fn refused(refused: Refused) -> Refusal {
+    let (status, code, remedy) = match refused {
+        Refused::Busy => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "busy",
+            "wait for one of them, or cancel it: `caje jobs` lists them",
+        ),
+        Refused::Unknown => (
+            StatusCode::NOT_FOUND,
+            "unknown-job",
+            "`caje jobs` lists those that run or ran lately",
+        ),
+        Refused::NoManifest => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no-manifest",
+            "`/_caje/readyz` says why; it is opened by itself as soon as it can be",
+        ),
+        Refused::NoDisk => (
+            StatusCode::CONFLICT,
+            "no-disk",
+            "`caje storage` says why; what is only in memory counts for nothing here",
+        ),
+    };
+    Refusal::new(status, code, refused.to_string(), remedy)
+}
+
 pub(super) async fn show(State(node): State<Node>, Path(id): Path<String>) -> Answer<Job> {
-    Ok(Told(node.jobs.find(&id)?.shown()))
+    match run_of(&node, &id) {
+        Some(job) => Ok(Told(job)),
+        None => Ok(Told(node.jobs.find(&id)?.shown())),
+    }
 }
 
 pub(super) async fn cancel(State(node): State<Node>, Path(id): Path<String>) -> Answer<Job> {
+    if run_of(&node, &id).is_some() {
+        node.control.populate.cancel(&id).await.map_err(refused)?;
+        return steered(&node, &id);
+    }
     let entry = node.jobs.find(&id)?;
     entry.cancelled.store(true, Ordering::Relaxed);
     Ok(Told(entry.shown()))
+}
+
+pub(super) async fn resume(State(node): State<Node>, Path(id): Path<String>) -> Answer<Job> {
+    if run_of(&node, &id).is_none() {
+        // One that is no run cannot be resumed; one that is unknown is told so.
+        node.jobs.find(&id)?;
+        return Err(Refusal::new(
+            StatusCode::CONFLICT,
+            "not-resumable",
+            "a job of this kind does not go on where it was",
+            "begin another one",
+        ));
+    }
+    node.control.populate.resume(&id).await.map_err(refused)?;
+    steered(&node, &id)
+}
+
+/// The run as it is now.
+fn steered(node: &Node, id: &str) -> Answer<Job> {
+    let job = run_of(node, id).ok_or_else(|| refused(Refused::Unknown))?;
+    Ok(Told(job))
 }
 
 /// Each event is the job as it is then; the last one is its end.
@@ -148,6 +267,9 @@ pub(super) async fn events(
     State(node): State<Node>,
     Path(id): Path<String>,
 ) -> Result<Response, Refusal> {
+    if run_of(&node, &id).is_some() {
+        return Ok(run_events(node, id));
+    }
     let watched = node.jobs.find(&id)?.job.subscribe();
     if node.jobs.find(&id)?.job.receiver_count() > MAX_WATCHERS {
         return Err(Refusal::new(
@@ -163,13 +285,40 @@ pub(super) async fn events(
             watched.changed().await.ok()?;
         }
         let job = watched.borrow_and_update().clone();
-        let text = serde_json::to_string(&job).unwrap_or_default();
-        let event = Event::default().event("progress").data(text);
         let rest = (!job.state.is_over()).then_some((watched, false));
-        Some((Ok::<_, Infallible>(event), rest))
+        Some((Ok::<_, Infallible>(event(&job)), rest))
     });
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     Ok(Sse::new(stream).keep_alive(keep_alive).into_response())
+}
+
+fn event(job: &Job) -> Event {
+    let text = serde_json::to_string(job).unwrap_or_default();
+    Event::default().event("progress").data(text)
+}
+
+/// One in each [`EVENT_PACE`] at the most: a run of thousands would otherwise drown who watches.
+fn run_events(node: Node, id: String) -> Response {
+    let watched = node.control.populate.watch();
+    let stream = unfold(Some((node, id, watched, None::<Job>)), |state| async move {
+        let (node, id, mut watched, last) = state?;
+        if last.is_some() {
+            tokio::time::sleep(EVENT_PACE).await;
+        }
+        let job = loop {
+            watched.borrow_and_update();
+            let job = run_of(&node, &id)?;
+            if last.as_ref() != Some(&job) {
+                break job;
+            }
+            watched.changed().await.ok()?;
+        };
+        let told = Ok::<_, Infallible>(event(&job));
+        let rest = (!job.state.is_over()).then_some((node, id, watched, Some(job)));
+        Some((told, rest))
+    });
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
+    Sse::new(stream).keep_alive(keep_alive).into_response()
 }
 
 pub(super) async fn begin(
@@ -178,12 +327,39 @@ pub(super) async fn begin(
 ) -> Result<Response, Refusal> {
     match ask.kind.as_str() {
         "verify" => verify(State(node)).await,
-        "populate" => Err(super::manifest_is_not_here().await),
+        "populate" => {
+            let wish = Wish {
+                filter: coverage::filter(
+                    ask.host.as_deref(),
+                    ask.prefix.as_deref(),
+                    ask.tag.as_deref(),
+                )?,
+                retry: ask.retry,
+                dry_run: ask.dry_run,
+            };
+            wished(&node, wish).await
+        }
         other => {
             let message = format!("there is no job of the kind `{}`", other.escape_default());
-            Err(Refusal::bad(message, "`verify` is one"))
+            Err(Refusal::bad(message, "there are `populate` and `verify`"))
         }
     }
+}
+
+/// The name of the first version: everything.
+pub(super) async fn populate(State(node): State<Node>) -> Result<Response, Refusal> {
+    let wish = Wish {
+        filter: Filter::All,
+        retry: false,
+        dry_run: false,
+    };
+    wished(&node, wish).await
+}
+
+async fn wished(node: &Node, wish: Wish) -> Result<Response, Refusal> {
+    let id = node.control.populate.begin(wish).await.map_err(refused)?;
+    let Told(job) = steered(node, &id)?;
+    Ok(json(StatusCode::ACCEPTED, &job))
 }
 
 pub(super) async fn verify(State(node): State<Node>) -> Result<Response, Refusal> {

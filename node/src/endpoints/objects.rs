@@ -17,7 +17,7 @@ use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::refusal::{Answer, Asked, Refusal, Told};
-use super::{Node, Shared};
+use super::{Node, Shared, coverage};
 use crate::cache::residency::{Standing, Stored};
 use crate::clock;
 use crate::semantics::key::{CacheKey, Scheme, normalize_authority};
@@ -30,12 +30,7 @@ pub(super) async fn list(
     Asked(query): Asked<ObjectsQuery>,
 ) -> Answer<Objects> {
     if query.state == Some(State::Missing) {
-        return Err(Refusal::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "no-manifest",
-            "this node keeps no manifest: it does not know what it should hold",
-            "leave `state` out, or ask for `fresh` or `stale`",
-        ));
+        return coverage::missing(&node, &query).await;
     }
     if query.sort == Sort::Hits {
         return Err(Refusal::new(
@@ -45,6 +40,11 @@ pub(super) async fn list(
             "sort by `used`: the last used first",
         ));
     }
+    stored(&node, &query).await.map(Told)
+}
+
+/// A page of what is stored.
+pub(super) async fn stored(node: &Node, query: &ObjectsQuery) -> Result<Objects, Refusal> {
     let after = match &query.cursor {
         None => None,
         Some(cursor) => Some(Place::read(cursor).ok_or_else(|| {
@@ -54,10 +54,15 @@ pub(super) async fn list(
             )
         })?),
     };
-    let wanted = Filter::new(&query)?;
-    let limit = query.limit.unwrap_or(DEFAULT_PAGE).clamp(1, MAX_PAGE);
-    let page = node.apart(move |shared| page(shared, &wanted, query.sort, after, limit));
-    page.await.map(Told)
+    let wanted = Filter::new(query)?;
+    let (limit, sort) = (limit(query.limit), query.sort);
+    let page = node.apart(move |shared| page(shared, &wanted, sort, after, limit));
+    page.await
+}
+
+/// How many a page has.
+pub(super) fn limit(asked: Option<usize>) -> usize {
+    asked.unwrap_or(DEFAULT_PAGE).clamp(1, MAX_PAGE)
 }
 
 fn page(
@@ -173,13 +178,31 @@ impl Filter {
 
 /// The beginning of a URL.
 #[derive(Debug)]
-struct Prefix {
+pub(super) struct Prefix {
     scheme: Option<Scheme>,
     authority: Option<Box<str>>,
     path: Vec<u8>,
 }
 
 impl Prefix {
+    /// As the manifest's URLs begin: with its scheme.
+    pub(super) fn url(text: &str) -> Result<String, Refusal> {
+        let prefix = Prefix::parse(text)?;
+        match (
+            prefix.scheme,
+            prefix.authority,
+            String::from_utf8(prefix.path),
+        ) {
+            (Some(scheme), Some(authority), Ok(path)) => {
+                Ok(format!("{scheme}://{authority}{path}"))
+            }
+            _ => Err(Refusal::bad(
+                "the manifest is looked through by whole beginnings of URLs",
+                "write the prefix as https://example.com/path/",
+            )),
+        }
+    }
+
     /// `https://host/path`, `host/path` or `/path`.
     fn parse(text: &str) -> Result<Prefix, Refusal> {
         if text.starts_with('/') {

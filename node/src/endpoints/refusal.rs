@@ -43,6 +43,11 @@ impl Refusal {
         Refusal::new(StatusCode::BAD_REQUEST, "bad-request", message, remedy)
     }
 
+    /// What is wrong.
+    pub(super) fn message(self) -> String {
+        self.fault.message
+    }
+
     pub(super) fn after(mut self, secs: u64) -> Refusal {
         self.retry_after_secs = Some(secs);
         self

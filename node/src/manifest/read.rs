@@ -35,6 +35,30 @@ pub struct Cursor {
     key: Vec<u8>,
 }
 
+impl Cursor {
+    /// As text, in which a list can be gone on with later.
+    pub fn write(&self) -> String {
+        let hex =
+            |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+        format!("{}.{}", hex(self.url.as_bytes()), hex(&self.key))
+    }
+
+    /// Reads what [`Cursor::write`] gave; `None` for anything else.
+    pub fn read(text: &str) -> Option<Cursor> {
+        let bytes = |hex: &str| -> Option<Vec<u8>> {
+            let digits = hex.as_bytes().chunks(2);
+            digits
+                .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+                .collect()
+        };
+        let (url, key) = text.split_once('.')?;
+        Some(Cursor {
+            url: String::from_utf8(bytes(url)?).ok()?,
+            key: bytes(key)?,
+        })
+    }
+}
+
 /// A resource as it was recorded last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
@@ -138,7 +162,7 @@ impl Reader {
         after: &Cursor,
         limit: usize,
     ) -> rusqlite::Result<List<Listed>> {
-        self.list(filter, after, limit, ("NULL", 0), listed)
+        self.list(filter, after, limit, ("NULL", 0), "TRUE", listed)
     }
 
     /// Attaches the store's index, for [`Reader::coverage`].
@@ -167,7 +191,40 @@ impl Reader {
             let held = held_of(row.get(4)?);
             Ok(listed(row)?.map(|listed| Covered { listed, held }))
         };
-        self.list(filter, after, limit, (HELD, now_secs), covered)
+        self.list(filter, after, limit, (HELD, now_secs), "TRUE", covered)
+    }
+
+    /// The same, of what is not whole on the disk.
+    pub fn lacking(
+        &self,
+        filter: &Filter,
+        after: &Cursor,
+        limit: usize,
+    ) -> rusqlite::Result<List<Covered>> {
+        let covered = |row: &rusqlite::Row<'_>| {
+            let held = held_of(row.get(4)?);
+            Ok(listed(row)?.map(|listed| Covered { listed, held }))
+        };
+        let is_lacking = format!("{HELD} < 2");
+        self.list(filter, after, limit, (HELD, 0), &is_lacking, covered)
+    }
+
+    /// How many resources are not whole on the disk.
+    pub fn count_lacking(&self, filter: &Filter) -> rusqlite::Result<u64> {
+        let (condition, wanted) = condition(filter);
+        let sql = format!(
+            "SELECT count(*) FROM entry
+             WHERE url IS NOT NULL AND kind = 1 AND ?1 IS NULL AND ?2 IS NULL AND ?3 IS NULL
+                 AND {HELD} < 2 AND {condition}"
+        );
+        let (nothing, now) = (rusqlite::types::Null, 0_i64);
+        let mut parameters: Vec<&dyn ToSql> = vec![&nothing, &nothing, &nothing, &now];
+        parameters.extend(wanted.iter().map(|text| text as &dyn ToSql));
+        let count: i64 = self
+            .connection
+            .prepare_cached(&sql)?
+            .query_row(parameters.as_slice(), |row| row.get(0))?;
+        Ok(count.unsigned_abs())
     }
 
     /// How many resources the disk holds, and how, at `now_secs`.
@@ -193,38 +250,21 @@ impl Reader {
         Ok(counts)
     }
 
-    /// The rows of `entry` that a filter lets through, with one more column, in which ?4 is a number.
+    /// The rows of `entry` that a filter and `only` let through, with one more column; in both ?4 is a number.
     fn list<T>(
         &self,
         filter: &Filter,
         after: &Cursor,
         limit: usize,
         (column, number): (&str, u64),
+        only: &str,
         read: impl Fn(&rusqlite::Row<'_>) -> rusqlite::Result<Option<T>>,
     ) -> rusqlite::Result<List<T>> {
-        let of_host = |scheme: &str, host: &str| format!("{scheme}://{host}/");
-        let (condition, wanted) = match filter {
-            Filter::All => ("TRUE", Vec::new()),
-            Filter::Prefix(prefix) => (
-                "url >= ?5 AND url < ?6",
-                vec![prefix.clone(), above(prefix)],
-            ),
-            Filter::Host(host) => {
-                let (plain, tls) = (of_host("http", host), of_host("https", host));
-                (
-                    "(url >= ?5 AND url < ?6 OR url >= ?7 AND url < ?8)",
-                    vec![plain.clone(), above(&plain), tls.clone(), above(&tls)],
-                )
-            }
-            Filter::Tag(tag) => (
-                "key IN (SELECT key FROM resource_tag WHERE tag = ?5)",
-                vec![tag.clone()],
-            ),
-        };
+        let (condition, wanted) = condition(filter);
         let sql = format!(
             "SELECT key, value, author, stamp, {column}, url FROM entry
              WHERE url IS NOT NULL AND kind = 1 AND (url, key) > (?1, ?2) AND ?4 IS NOT NULL
-                 AND {condition}
+                 AND {condition} AND {only}
              ORDER BY url, key LIMIT ?3"
         );
         let (rows, number) = (limit as i64, number.cast_signed());
@@ -360,6 +400,29 @@ fn held_of(number: i64) -> Held {
         2 => Held::Stale,
         1 => Held::Partial,
         _ => Held::Missing,
+    }
+}
+
+/// What a filter says of the rows of `entry`, with its texts from ?5 on.
+fn condition(filter: &Filter) -> (&'static str, Vec<String>) {
+    let of_host = |scheme: &str, host: &str| format!("{scheme}://{host}/");
+    match filter {
+        Filter::All => ("TRUE", Vec::new()),
+        Filter::Prefix(prefix) => (
+            "url >= ?5 AND url < ?6",
+            vec![prefix.clone(), above(prefix)],
+        ),
+        Filter::Host(host) => {
+            let (plain, tls) = (of_host("http", host), of_host("https", host));
+            (
+                "(url >= ?5 AND url < ?6 OR url >= ?7 AND url < ?8)",
+                vec![plain.clone(), above(&plain), tls.clone(), above(&tls)],
+            )
+        }
+        Filter::Tag(tag) => (
+            "key IN (SELECT key FROM resource_tag WHERE tag = ?5)",
+            vec![tag.clone()],
+        ),
     }
 }
 

@@ -194,6 +194,11 @@ pub enum Unfit {
 }
 
 impl ResourceId {
+    /// BLAKE3 of the whole id: the same on every node.
+    pub fn digest(&self) -> [u8; 32] {
+        *blake3::hash(&self.encode()).as_bytes()
+    }
+
     /// The row's key: each part behind its length, so that none reaches into another.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut key = Vec::with_capacity(self.cache_key.len() + 8);

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::LocalSet;
 
 use crate::cache::record::Recorder;
@@ -44,6 +44,7 @@ pub(super) struct Keeper {
     recorder: Arc<Recorder>,
     /// The node ends.
     ending: Arc<Notify>,
+    told: watch::Sender<Option<Manifest>>,
 }
 
 impl Keeper {
@@ -59,6 +60,7 @@ impl Keeper {
             state: Arc::default(),
             recorder,
             ending: Arc::default(),
+            told: watch::Sender::new(None),
         };
         let (config, this) = (config.clone(), keeper.clone());
         // Not joined: it may be in a file system that has stopped.
@@ -98,6 +100,7 @@ impl Keeper {
                     state.manifest = Some(manifest.clone());
                     // Under the lock, so that what ends it comes after.
                     self.recorder.tell(Some(manifest.clone()));
+                    self.told.send_replace(Some(manifest.clone()));
                     return Some(manifest);
                 }
                 Err(error) => {
@@ -176,6 +179,11 @@ impl Keeper {
         }
     }
 
+    /// The manifest, as soon as there is one.
+    pub(super) fn watch(&self) -> watch::Receiver<Option<Manifest>> {
+        self.told.subscribe()
+    }
+
     /// Why there is no manifest, or why it is not published. `None` also while it is being opened.
     pub(super) fn failure(&self) -> Option<String> {
         let state = self.state.0.lock();
@@ -216,6 +224,7 @@ impl Keeper {
             let mut state = state.lock();
             state.ended = true;
             self.recorder.tell(None);
+            self.told.send_replace(None);
             state.manifest.take()
         };
         told.notify_all();

@@ -7,6 +7,7 @@
 mod arena;
 mod buffer;
 mod pool;
+mod priority;
 mod ring;
 mod segment;
 
@@ -20,6 +21,7 @@ pub use arena::may_lend;
 pub use buffer::{BlockReader, GrowingBlock};
 pub(crate) use buffer::{FrozenBlock, PAGE_BYTES, round_up};
 use pool::Pool;
+pub use priority::be_gentle;
 pub use ring::{RingGuard, attach_ring, ring_available};
 pub(crate) use segment::Segment;
 

@@ -28,7 +28,7 @@ use super::index::{purge_crc, row_crc};
 use super::io::{PAGE_BYTES, Segment};
 use super::layout::{Extent, GROUP_BLOCKS, PageMap, read_group, segment_header};
 
-const INDEX: &str = "index.db";
+pub(super) const INDEX: &str = "index.db";
 
 /// The versions of the index, oldest first; a published one is never changed.
 const MIGRATIONS: &[M<'static>] = &[

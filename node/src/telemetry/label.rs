@@ -240,6 +240,44 @@ label! {
 }
 
 label! {
+    /// What came of fetching what the manifest lists.
+    Populated "outcome" {
+        /// It is whole on this disk.
+        Whole "whole",
+        Redirection "3xx",
+        ClientError "4xx",
+        ServerError "5xx",
+        Connect "connect",
+        Tls "tls",
+        Dns "dns",
+        Timeout "timeout",
+        Truncated "truncated",
+        Protocol "protocol",
+        /// The origin answered well, with what may not be stored.
+        Uncacheable "uncacheable",
+        /// Nobody's fault: it is tried again.
+        Again "again",
+        /// No origin of the settings answers for it.
+        NoOrigin "no_origin",
+        /// The disk is full.
+        NoRoom "no_room",
+        /// The row cannot be asked for.
+        Malformed "malformed",
+    }
+}
+
+impl From<u16> for Populated {
+    fn from(status: u16) -> Populated {
+        match status / 100 {
+            3 => Populated::Redirection,
+            4 => Populated::ClientError,
+            5 => Populated::ServerError,
+            _ => Populated::Protocol,
+        }
+    }
+}
+
+label! {
     /// What a purge selects.
     PurgeSelector "selector" {
         Url "url",

@@ -90,6 +90,13 @@ pub struct Metrics {
     pub manifest_rows_given_up: Sampled<()>,
     pub manifest_failing: Sampled<()>,
 
+    pub populate_attempts: Counter<Populated>,
+    pub populate_bytes: Counter<()>,
+    pub populate_in_flight: Gauge<()>,
+    pub populate_blocked: Sampled<Populated>,
+    pub populate_waiting: Sampled<()>,
+    pub populate_walks: Counter<()>,
+
     pub tasks: Sampled<()>,
     pub node_state: Sampled<NodeState>,
     pub config_reloads: Counter<ReloadResult>,
@@ -184,6 +191,13 @@ impl Metrics {
             manifest_rows_dropped: table.sampled_counter("caje_manifest_rows_dropped_total", "Rows that found no room in the queue."),
             manifest_rows_given_up: table.sampled_counter("caje_manifest_rows_given_up_total", "Resources of this node given up to keep manifest.max_rows."),
             manifest_failing: table.sampled_gauge("caje_manifest_failing", "1 while the manifest cannot be opened or published."),
+
+            populate_attempts: table.counter("caje_populate_attempts_total", "Resources of the manifest that were fetched because this disk lacked them, by what came of it."),
+            populate_bytes: table.counter("caje_populate_bytes_total", "Bytes of bodies that populate has brought."),
+            populate_in_flight: table.gauge("caje_populate_in_flight", "Resources that populate fetches now."),
+            populate_blocked: table.sampled_gauge("caje_populate_blocked", "Resources that this disk lacks and populate leaves alone, by the reason."),
+            populate_waiting: table.sampled_gauge("caje_populate_waiting", "Resources that failed and are tried again after a pause."),
+            populate_walks: table.counter("caje_populate_walks_total", "Times that populate has looked through what the manifest has and this disk lacks."),
 
             tasks: table.sampled_gauge("caje_tasks", "Tasks alive now that outlive the request which began them."),
             node_state: table.sampled_gauge("caje_node_state", "1 for what the node is doing: starting, serving or draining."),
