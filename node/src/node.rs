@@ -33,7 +33,7 @@ use tokio::task::LocalSet;
 
 use crate::cache::fill::Fetcher;
 use crate::cache::inflight::Inflight;
-use crate::cache::purge::{NodePurged, Selector};
+use crate::cache::purge::{NodePurged, Purged, Selector};
 use crate::cache::record::Record;
 use crate::cache::residency::Residency;
 use crate::cache::{Cache, LocalCache, OriginRules};
@@ -355,6 +355,11 @@ impl Node {
     /// Purges here and on all other nodes, as `talk` says: what it came to on each, on this one first.
     pub async fn purge(&self, selector: Selector, soft: bool) -> Vec<NodePurged> {
         self.talk.order(vec![selector], soft).await
+    }
+
+    /// Purges on this node alone, as [`Cache::purge`] says: the others do not learn of it. Needs a tokio runtime.
+    pub async fn purge_here(&self, selector: Selector, soft: bool) -> Purged {
+        self.cache.purge(selector, soft).await
     }
 
     /// What every node should hold; `None` while it cannot be opened.

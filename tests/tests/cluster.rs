@@ -779,7 +779,14 @@ async fn a_tag_of_ten_thousand_on_three_nodes() {
             .header("surrogate-key", format!("t{}", number % TAGS))
             .body("a body")
     });
-    let nodes = cluster.nodes(["a", "b", "c"]).await;
+    let mut nodes = Vec::new();
+    for name in ["a", "b", "c"] {
+        let large = |config: &mut Config| config.store.size_bytes = 2 << 30;
+        nodes.push(cluster.node(name, large).await);
+    }
+    for node in &nodes {
+        knows(node, 3).await;
+    }
     let mut filling = Vec::new();
     for node in &nodes {
         for first in 0..CONNECTIONS {

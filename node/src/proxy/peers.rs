@@ -18,7 +18,7 @@ use std::sync::Arc;
 use http::header::{self, HeaderMap};
 use http::{Method, StatusCode};
 
-use crate::cache::residency::{Standing, Stored};
+use crate::cache::residency::{Residency, Standing, Stored};
 use crate::cache::{Answer, Forward, How, Lookup, Reader, UpstreamFields};
 use crate::clock;
 use crate::peer::secret::{self, Asker, Secret};
@@ -122,7 +122,7 @@ impl Proxy {
         let request = &question.for_cache();
         let found = self.cache.shared.lookup(request, clock::now());
         let (stored, how) = match found {
-            Lookup::Fresh(stored) if may_be_given(&stored) => {
+            Lookup::Fresh(stored) if may_be_given(&self.cache.shared.residency, &stored) => {
                 let how = self.how_hit(&stored);
                 (stored, how)
             }
@@ -175,7 +175,9 @@ impl Proxy {
         let request = &question.for_cache();
         let answer = self.cache.fetch_for_peer(request, stale, why, &upstream);
         match answer.await {
-            Answer::Stored(stored, how) if how.stale.is_none() && may_be_given(&stored) => {
+            Answer::Stored(stored, how)
+                if how.stale.is_none() && may_be_given(&self.cache.shared.residency, &stored) =>
+            {
                 Some((stored, how))
             }
             // What is for one client is for the node to ask for that serves it.
@@ -264,8 +266,8 @@ fn asker(secret: &Secret, request: &Request) -> Option<Asker> {
         .ok()
 }
 
-fn may_be_given(stored: &Stored) -> bool {
-    stored.head.freshness.is_shareable(clock::now()) && stored.standing() == Standing::Good
+fn may_be_given(residency: &Residency, stored: &Stored) -> bool {
+    stored.head.freshness.is_shareable(clock::now()) && residency.standing(stored) == Standing::Good
 }
 
 /// Not here. Without a body, so that the connection goes on.
