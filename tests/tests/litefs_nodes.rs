@@ -247,6 +247,13 @@ async fn sigterm_in_the_middle_of_a_batch_leaves_the_primary_writable() {
         let written = on_primary.does("write", &[&database(&nodes[0]), &1]);
         assert!(written.starts_with("committed "), "{written}");
         assert!(since.elapsed() < TOO_LONG, "{:?}", since.elapsed());
+        // A lock that is taken while the primary's word comes stops the replica for good.
+        let stands = |node: &LiteFsNode| litefs::position(database(node)).ok();
+        caje_tests::until(
+            || "the same on the replica".to_owned(),
+            || stands(&nodes[0]) == stands(&nodes[1]),
+        )
+        .await;
         nodes[1].start().await;
         nodes[1].all_published().await;
     }

@@ -947,6 +947,9 @@ fn sigterm_in_the_middle_of_a_batch_leaves_the_primary_writable() {
         let written = on_primary.does("write", &[&database, &1]);
         assert!(written.starts_with("committed "), "{written}");
         println!("round {round}: written again after {:?}", since.elapsed());
+        // A lock that is taken while the primary's word comes stops the replica for good.
+        let stands = |node: &LiteFs| litefs::position(node.database("m-n1.db")).ok();
+        wait_until("the same", || stands(&nodes[0]) == stands(&nodes[1]));
         hands[1] = on_node(1, &nodes[1], &folder);
         assert_eq!(hands[1].does("outbox", &[]), "outbox 0");
     }
