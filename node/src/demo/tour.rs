@@ -408,6 +408,11 @@ fn stale(tour: &mut Tour) -> anyhow::Result<String> {
 fn restart(tour: &mut Tour) -> anyhow::Result<String> {
     let target = tour.target(64 * KIB, "hello", "");
     tour.stage.restart_node("lhr")?;
+    // Others may have purged meanwhile: until the node knows, it validates what it had.
+    tour.stop.until("the log of purges", PATIENCE, || {
+        let unread = tour.numbers("lhr")?.total("caje_purge_log_unread");
+        Ok((unread == 0).then_some(()))
+    })?;
     let status = CacheStatus::of(&tour.get_whole("lhr", &target)?)?;
     status.expect("\"caje/lhr\"; hit")?;
     // The origin was started after the tour's first step, and has not heard of this URL since.
