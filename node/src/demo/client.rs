@@ -97,7 +97,10 @@ impl Client {
             .with_context(|| format!("connecting to {server}"))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(LOOK))?;
-        let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {server}\r\n");
+        let mut head = format!("{method} {target} HTTP/1.1\r\n");
+        if !fields.iter().any(|(name, _)| *name == "Host") {
+            head.push_str(&format!("Host: {server}\r\n"));
+        }
         for (name, value) in fields {
             head.push_str(&format!("{name}: {value}\r\n"));
         }

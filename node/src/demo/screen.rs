@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write, stdout};
 use std::time::Duration;
 
 use super::numbers::Numbers;
-use super::stage::Stage;
+use super::stage::{EVERYWHERE, Stage};
 use crate::config::Terminal;
 
 /// How often the live lines are made new.
@@ -144,6 +144,15 @@ impl Screen {
                 "the second time: \"caje/lhr\"; hit; ttl=3590, and an Age",
             ],
         );
+        let site = format!("curl -sD- -o /dev/null -H 'Host: {EVERYWHERE}'");
+        example(
+            "What one region was asked for, all soon hold. Here, and a moment later there:",
+            &[
+                format!("{site} {cdg}/bytes/64k/page"),
+                format!("{site} {ewr}/bytes/64k/page"),
+            ],
+            &["\"caje/ewr\"; hit, where nobody had asked for it; its disk was filled by itself"],
+        );
         example(
             "A slow origin is slow once. Run it twice:",
             &[format!("curl -w '%{{time_total}} s\\n' {cdg}/slow")],
@@ -180,10 +189,14 @@ impl Screen {
             &["playlists are asked for again each second, segments once"],
         );
         example(
-            "Everything the origin can do, and one node's health:",
+            "Everything the origin can do, one node's health, and the operator's command (cargo build -p caje):",
             &[
                 format!("curl {origin}/"),
                 format!("curl {admin}/_caje/readyz"),
+                format!(
+                    "CAJE_ENDPOINT={admin} CAJE_TOKEN={} caje nodes",
+                    stage.token
+                ),
             ],
             &[],
         );

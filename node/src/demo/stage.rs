@@ -31,6 +31,9 @@ use crate::config::TokenHash;
 
 pub const REGIONS: [&str; 3] = ["cdg", "lhr", "ewr"];
 
+/// The host that all nodes serve, and of which each is to hold everything.
+pub const EVERYWHERE: &str = "everywhere.example";
+
 /// The first choice of ports; a busy one is replaced by any that is free.
 const ORIGIN_PORT: u16 = 8080;
 const CLIENTS_PORT: u16 = 8081;
@@ -47,7 +50,9 @@ pub struct Stage {
     /// Below each node, in their order; or nothing, and a plain folder is what they share.
     pub litefs: Vec<LiteFs>,
     /// Lets whoever has it see and change everything on the nodes.
-    token: String,
+    pub token: String,
+    /// What nodes know one another by.
+    secret: String,
     stop: Stop,
     // The last to go: the children write into it.
     folder: Folder,
@@ -79,6 +84,7 @@ impl Stage {
             nodes: Vec::new(),
             litefs: Vec::new(),
             token: format!("caje_{}", random_digits()?),
+            secret: random_digits()?,
             stop: stop.clone(),
             folder,
         };
@@ -136,6 +142,14 @@ impl Stage {
             child.end()?;
         }
         self.start_again(region)
+    }
+
+    /// kill -9 for a node, and nothing is left of its disk.
+    pub fn lose_node(&mut self, region: &str) -> anyhow::Result<()> {
+        let place = self.place(region)?;
+        self.nodes[place].child = None;
+        let cache = self.folder.path.join(region).join("cache");
+        fs::remove_dir_all(&cache).with_context(|| format!("removing {}", cache.display()))
     }
 
     /// Starts a node that has ended where it was.
@@ -222,7 +236,7 @@ impl Stage {
         folder: &Path,
     ) -> anyhow::Result<String> {
         let region = REGIONS[place];
-        let origin = self.origin;
+        let (origin, secret) = (self.origin, &self.secret);
         let cache = toml_path(&folder.join("cache"))?;
         let access_log = toml_path(&folder.join("access.log"))?;
         let manifest = match self.litefs.get(place) {
@@ -266,6 +280,10 @@ memory = "32MiB"
 [manifest]
 {manifest}
 
+# Nodes ask each other for bodies, and tell each other of purges.
+[cluster]
+secret = "{secret}"
+
 [limits]
 drain_timeout = "2s"
 
@@ -276,6 +294,16 @@ path = {access_log}
 [[origin]]
 name = "slow_server"
 url = "http://{origin}"
+record = "off"
+peer = "off"
+
+# What is asked for under this name, every node is to hold.
+[[origin]]
+name = "everywhere"
+url = "http://{origin}"
+hosts = ["{EVERYWHERE}"]
+honor_client_cache_control = true
+record = "all"
 "#
         ))
     }

@@ -13,7 +13,7 @@ use anyhow::{Context, bail, ensure};
 use super::client::{Answer, Client, Head, Incoming, PATIENCE};
 use super::numbers::{Counts, Numbers, number};
 use super::screen::Screen;
-use super::stage::Stage;
+use super::stage::{EVERYWHERE, Stage};
 use super::stop::Stop;
 use crate::clock;
 
@@ -23,6 +23,12 @@ const GIB: u64 = 1 << 30;
 
 /// The nodes' block size.
 const BLOCK: u64 = 256 * KIB;
+
+/// Of the site that every node is to hold.
+const PAGES: usize = 12;
+
+/// More of them, while a node is away.
+const LATER_PAGES: usize = 4;
 
 /// Plays everything, and ends what is on the stage. Fails at the first answer that is not as it should
 /// be.
@@ -61,7 +67,7 @@ pub fn play(stage: Stage, screen: &Screen, stop: &Stop) -> anyhow::Result<()> {
 
 type Step = fn(&mut Tour) -> anyhow::Result<String>;
 
-const STEPS: [(&str, Step); 8] = [
+const STEPS: [(&str, Step); 10] = [
     ("miss", miss),
     ("hit", hit),
     ("collapsed", collapsed),
@@ -70,6 +76,8 @@ const STEPS: [(&str, Step); 8] = [
     ("stale", stale),
     ("restart", restart),
     ("live", live),
+    ("everywhere", everywhere),
+    ("refilled", refilled),
 ];
 
 struct Tour {
@@ -507,6 +515,112 @@ fn live(tour: &mut Tour) -> anyhow::Result<String> {
         played.len(),
         bytes / KIB
     ))
+}
+
+/// What clients asked for in one region comes to the others, where nobody has asked for it.
+fn everywhere(tour: &mut Tour) -> anyhow::Result<String> {
+    tour.gate("open", &tour.page_gate())?;
+    for place in 0..PAGES {
+        let head = tour.get_shared("cdg", &tour.page(place))?;
+        CacheStatus::of(&head)?.expect("\"caje/cdg\"; fwd=uri-miss; stored")?;
+    }
+    let since = Instant::now();
+    let pages: Vec<Target> = (0..PAGES).map(|place| tour.page(place)).collect();
+    let mut shown = Vec::new();
+    for region in ["lhr", "ewr"] {
+        shown.push(tour.wait_held(region, &pages)?.0);
+    }
+    let took = since.elapsed().as_millis();
+    let asked = tour.requests_for(&pages)?;
+    Ok(format!(
+        "{PAGES} pages asked for in cdg alone: {took} ms later lhr and ewr had them too\n{}; the origin was asked {asked} times for them",
+        shown.join("  and  ")
+    ))
+}
+
+/// A node is killed and loses its disk; more is asked for elsewhere. Back again, it fetches all of it by itself.
+fn refilled(tour: &mut Tour) -> anyhow::Result<String> {
+    tour.stage.lose_node("ewr")?;
+    for place in PAGES..PAGES + LATER_PAGES {
+        tour.get_shared("lhr", &tour.page(place))?;
+    }
+    let since = Instant::now();
+    tour.stage.start_again("ewr")?;
+    let pages: Vec<Target> = (0..PAGES + LATER_PAGES)
+        .map(|place| tour.page(place))
+        .collect();
+    let status = tour.wait_held("ewr", &pages)?;
+    let took = since.elapsed().as_millis();
+    Ok(format!(
+        "ewr was killed and its disk emptied, {LATER_PAGES} more pages came up in lhr; {took} ms after its start it had all {}\n{}",
+        pages.len(),
+        status.0
+    ))
+}
+
+impl Tour {
+    /// One of the pages that every node is to hold.
+    fn page(&self, place: usize) -> Target {
+        let (tag, gate) = (self.page_tag(), self.page_gate());
+        let options = format!("&h=surrogate-key:{tag}&gate={gate}");
+        self.target(16 * KIB, &format!("page-{place}"), &options)
+    }
+
+    fn page_tag(&self) -> String {
+        format!("tour-{}", self.number)
+    }
+
+    fn page_gate(&self) -> String {
+        format!("tour-{}-pages", self.number)
+    }
+
+    /// Asks for a page of the site that all nodes serve.
+    fn get_shared(&self, region: &str, target: &Target) -> anyhow::Result<Head> {
+        let fields = [("Host", EVERYWHERE)];
+        let answer = self
+            .client
+            .get_with(self.node(region)?, &target.text, &fields)?;
+        whole(&answer, target)?;
+        Ok(answer.head)
+    }
+
+    /// What a node answers from what it holds, if it does: it is not allowed to ask anybody else.
+    fn held(&self, region: &str, target: &Target) -> anyhow::Result<Option<CacheStatus>> {
+        let fields = [("Host", EVERYWHERE), ("Cache-Control", "only-if-cached")];
+        let answer = self
+            .client
+            .get_with(self.node(region)?, &target.text, &fields)?;
+        if answer.head.status == 504 {
+            return Ok(None);
+        }
+        whole(&answer, target)?;
+        let status = CacheStatus::of(&answer.head)?;
+        if !status.has("hit") {
+            // It came while it was asked for, or the node does not trust it yet.
+            return Ok(None);
+        }
+        Ok(Some(status))
+    }
+
+    /// Waits until a node holds all of these; what it says with the last.
+    fn wait_held(&self, region: &str, targets: &[Target]) -> anyhow::Result<CacheStatus> {
+        let mut last = None;
+        for target in targets {
+            let what = format!("{region} to hold {}", target.text);
+            let held = || self.held(region, target);
+            last = Some(self.stop.until(&what, PATIENCE, held)?);
+        }
+        last.context("nothing to hold")
+    }
+
+    /// How often the origin was asked for these.
+    fn requests_for(&self, targets: &[Target]) -> anyhow::Result<u64> {
+        let mut sum = 0;
+        for target in targets {
+            sum += self.counts(&target.text)?.get("requests")?;
+        }
+        Ok(sum)
+    }
 }
 
 /// The lines of a playlist that name something.
