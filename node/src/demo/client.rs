@@ -85,6 +85,26 @@ impl Client {
         self.send("POST", server, target, &fields)?.head()?.rest()
     }
 
+    /// Posts JSON to who knows this token.
+    pub fn order(
+        &self,
+        server: SocketAddr,
+        target: &str,
+        token: &str,
+        json: &str,
+    ) -> anyhow::Result<Answer> {
+        let (token, length) = (format!("Bearer {token}"), json.len().to_string());
+        let fields = [
+            ("Authorization", token.as_str()),
+            ("Content-Type", "application/json"),
+            ("Content-Length", length.as_str()),
+        ];
+        let mut sent = self.send("POST", server, target, &fields)?;
+        let written = sent.wire.stream.write_all(json.as_bytes());
+        written.with_context(|| format!("asking {server} for {target}"))?;
+        sent.head()?.rest()
+    }
+
     /// Sends a request and waits for nothing.
     pub fn send(
         &self,

@@ -153,6 +153,14 @@ impl Screen {
             ],
             &["\"caje/ewr\"; hit, where nobody had asked for it; its disk was filled by itself"],
         );
+        let bearer = format!("-H 'Authorization: Bearer {}'", stage.token);
+        example(
+            "And a purge reaches all of them:",
+            &[format!(
+                "curl {bearer} -H 'Content-Type: application/json' -d '{{\"files\":[\"http://{EVERYWHERE}/bytes/64k/page\"]}}' {admin}/_caje/v1/purge"
+            )],
+            &["what each node has matched, and that it is done"],
+        );
         example(
             "A slow origin is slow once. Run it twice:",
             &[format!("curl -w '%{{time_total}} s\\n' {cdg}/slow")],

@@ -9,11 +9,12 @@ use std::ops::Range;
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
+use caje_admin_api::{Inspection, PurgeReport};
 
 use super::client::{Answer, Client, Head, Incoming, PATIENCE};
-use super::numbers::{Counts, Numbers, number};
+use super::numbers::{Counts, Numbers, escaped, number};
 use super::screen::Screen;
-use super::stage::{EVERYWHERE, Stage};
+use super::stage::{EVERYWHERE, REGIONS, Stage};
 use super::stop::Stop;
 use crate::clock;
 
@@ -67,7 +68,7 @@ pub fn play(stage: Stage, screen: &Screen, stop: &Stop) -> anyhow::Result<()> {
 
 type Step = fn(&mut Tour) -> anyhow::Result<String>;
 
-const STEPS: [(&str, Step); 10] = [
+const STEPS: [(&str, Step); 11] = [
     ("miss", miss),
     ("hit", hit),
     ("collapsed", collapsed),
@@ -78,6 +79,7 @@ const STEPS: [(&str, Step); 10] = [
     ("live", live),
     ("everywhere", everywhere),
     ("refilled", refilled),
+    ("purged", purged),
 ];
 
 struct Tour {
@@ -558,6 +560,59 @@ fn refilled(tour: &mut Tour) -> anyhow::Result<String> {
     ))
 }
 
+/// Purged in one region, and gone in all: while the origin holds back new answers, no node has an old one.
+fn purged(tour: &mut Tour) -> anyhow::Result<String> {
+    let pages: Vec<Target> = (0..PAGES + LATER_PAGES)
+        .map(|place| tour.page(place))
+        .collect();
+    for region in REGIONS {
+        tour.wait_held(region, &pages)?;
+    }
+    let gate = tour.page_gate();
+    tour.gate("close", &gate)?;
+    let before = tour.requests_for(&pages)?;
+    let ask = format!("{{\"tags\":[\"{}\"]}}", tour.page_tag());
+    let admin = tour.stage.node("cdg")?.admin;
+    let since = Instant::now();
+    let answer = tour
+        .client
+        .order(admin, "/_caje/v1/purge", &tour.stage.token, &ask)?;
+    let took = since.elapsed().as_millis();
+    let text = String::from_utf8(answer.body)?;
+    ensure!(
+        answer.head.status == 200,
+        "the purge is answered with {}: {text}",
+        answer.head.status
+    );
+    let report: PurgeReport = serde_json::from_str(&text).context("reading the purge's answer")?;
+    let done = report.nodes.iter().filter(|node| node.done).count();
+    let matched: u64 = report.nodes.iter().map(|node| node.matched).sum();
+    ensure!(
+        done == REGIONS.len() && matched == (pages.len() * REGIONS.len()) as u64,
+        "of three nodes with {} pages each, {text}",
+        pages.len()
+    );
+    for region in REGIONS {
+        for page in &pages {
+            let left = tour.variants(region, page)?;
+            ensure!(left == 0, "{region} has {left} of {} left", page.text);
+        }
+    }
+    tour.gate("open", &gate)?;
+    for region in REGIONS {
+        tour.wait_held(region, &pages)?;
+    }
+    let again = tour.requests_for(&pages)? - before;
+    ensure!(
+        again >= pages.len() as u64,
+        "the origin was asked {again} times for {} purged pages",
+        pages.len()
+    );
+    Ok(format!(
+        "a tag purged in cdg: {took} ms later {done} nodes said that {matched} responses were gone, and had none\nthen the origin let new ones out, and all nodes had them again"
+    ))
+}
+
 impl Tour {
     /// One of the pages that every node is to hold.
     fn page(&self, place: usize) -> Target {
@@ -600,6 +655,23 @@ impl Tour {
             return Ok(None);
         }
         Ok(Some(status))
+    }
+
+    /// How much of this a node has stored, as it tells an operator.
+    fn variants(&self, region: &str, target: &Target) -> anyhow::Result<usize> {
+        let url = escaped(&format!("http://{EVERYWHERE}{}", target.text));
+        let token = format!("Bearer {}", self.stage.token);
+        let answer = self.client.get_with(
+            self.stage.node(region)?.admin,
+            &format!("/_caje/v1/inspect?url={url}"),
+            &[("Authorization", &token)],
+        )?;
+        let text = String::from_utf8(answer.body)?;
+        let told: Inspection = serde_json::from_str(&text).context("reading what is stored")?;
+        let own = format!("demo-{region}");
+        let own = told.nodes.into_iter().find(|node| node.node == own);
+        let own = own.with_context(|| format!("{region} does not tell of itself: {text}"))?;
+        Ok(own.variants.len())
     }
 
     /// Waits until a node holds all of these; what it says with the last.
