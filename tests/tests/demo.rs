@@ -10,6 +10,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
+use tokio::sync::Mutex;
+
+/// Demos prefer the same ports. One that starts a node again wants the port back that the node had, and another demo
+/// could have taken it meanwhile.
+static STAGE: Mutex<()> = Mutex::const_new(());
 
 /// For a whole tour, on a machine that does much else.
 const TOUR_LIMIT: Duration = Duration::from_secs(120);
@@ -58,6 +63,7 @@ async fn plays_its_tour(arguments: &[&str]) -> String {
 
 #[tokio::test]
 async fn the_tour_is_right() {
+    let _stage = STAGE.lock().await;
     plays_its_tour(&["--script"]).await;
 }
 
@@ -66,6 +72,7 @@ async fn the_tour_is_right_on_litefs() {
     if LiteFs::available().is_err() {
         return;
     }
+    let _stage = STAGE.lock().await;
     let shown = plays_its_tour(&["--script", "--litefs"]).await;
     assert!(shown.contains("cdg: primary"), "{shown}");
     assert!(shown.contains("ewr: replica of primary"), "{shown}");
@@ -77,6 +84,7 @@ async fn mounts_go_with_the_demo() {
     if LiteFs::available().is_err() {
         return;
     }
+    let _stage = STAGE.lock().await;
     for signal in [
         Signal::SIGINT,
         Signal::SIGTERM,

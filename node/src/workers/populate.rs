@@ -490,7 +490,10 @@ impl Worker {
             self.is_due = false;
             self.empty_window();
             self.walk = None;
-            if let Some(filter) = self.filter() {
+            // A manifest that comes makes a walk due. A disk does not come.
+            let can_tell = self.manifest.borrow().is_some()
+                && self.cache.shared.store.index_path().is_some();
+            if let Some(filter) = self.filter().filter(|_| can_tell) {
                 self.begin_walk(filter);
             }
         }
