@@ -23,7 +23,7 @@ pub use faults::{Fault, Faults, publication};
 pub use folder::Folder;
 pub use http2::{Frame, Http2, RawHttp2, frame_type};
 pub use litefs::{Hand, LiteFs, PATIENCE as HAND_PATIENCE, Skip, Watch, Wire};
-pub use litefs_node::LiteFsNode;
+pub use litefs_node::{LiteFsNode, PATIENCE as LITEFS_PATIENCE};
 pub use node::{Node, settings};
 pub use program::{Program, Unheard};
 pub use slow_server::{Answer as OriginAnswer, Gate, Lie, LieClass, Origin};
@@ -43,12 +43,21 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// Looks again and again, giving way in between, until `holds`. For what has no event of its own.
-pub async fn until(what: impl Fn() -> String, mut holds: impl FnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+pub async fn until(what: impl Fn() -> String, holds: impl FnMut() -> bool) {
+    until_within(PATIENCE, what, holds).await;
+}
+
+/// The same, where more patience is needed.
+pub async fn until_within(
+    limit: Duration,
+    what: impl Fn() -> String,
+    mut holds: impl FnMut() -> bool,
+) {
+    let deadline = tokio::time::Instant::now() + limit;
     while !holds() {
         assert!(
             tokio::time::Instant::now() < deadline,
-            "waited {PATIENCE:?} for {}",
+            "waited {limit:?} for {}",
             what()
         );
         // Both the tasks of this thread and the other threads of this machine get their turn.

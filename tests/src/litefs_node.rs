@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use caje_node::config::TokenHash;
 use rusqlite::{Connection, OpenFlags};
@@ -15,7 +16,10 @@ use tokio::time::Instant;
 use crate::client::{Ask, Got};
 use crate::litefs::{LiteFs, Skip};
 use crate::program::Program;
-use crate::{Folder, PATIENCE, until};
+use crate::{Folder, until_within};
+
+/// A lock whose holder was killed is given away after 35 seconds.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Lets a play see and change everything on its nodes.
 const TOKEN: &str = "caje_canary_5c1f9a_of_nodes_on_litefs";
@@ -143,7 +147,7 @@ impl LiteFsNode {
             self.publisher("syscall")
                 .is_some_and(|call| call.starts_with(&inside))
         };
-        until(|| "a wait for the lock".to_owned(), waits).await;
+        until_within(PATIENCE, || "a wait for the lock".to_owned(), waits).await;
     }
 
     pub async fn readyz(&self) -> String {
@@ -181,6 +185,19 @@ impl LiteFsNode {
         }
     }
 
+    /// Waits until it has published more than so many batches.
+    pub async fn until_published_more_than(&self, batches: f64) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.metric("caje_manifest_batches_total").await <= batches {
+            assert!(
+                Instant::now() < deadline,
+                "no batch after {PATIENCE:?}\n{}\n{}",
+                self.readyz().await,
+                self.log()
+            );
+        }
+    }
+
     /// Waits until all that was recorded here stands in its database of the manifest.
     pub async fn all_published(&self) {
         self.until_metric("caje_manifest_outbox_rows", 0.0).await;
@@ -197,7 +214,10 @@ impl LiteFsNode {
             merge.query_one(sql, [], |row| row.get::<_, u32>(0))
         };
         let what = || format!("{wanted} resources: {:?}\n{}", count(), self.log());
-        until(what, || count().is_ok_and(|count| count as usize == wanted)).await;
+        until_within(PATIENCE, what, || {
+            count().is_ok_and(|count| count as usize == wanted)
+        })
+        .await;
     }
 
     /// Waits until it has all of these.

@@ -491,8 +491,8 @@ impl Worker {
             self.empty_window();
             self.walk = None;
             // A manifest that comes makes a walk due. A disk does not come.
-            let can_tell = self.manifest.borrow().is_some()
-                && self.cache.shared.store.index_path().is_some();
+            let can_tell =
+                self.manifest.borrow().is_some() && self.cache.shared.store.index_path().is_some();
             if let Some(filter) = self.filter().filter(|_| can_tell) {
                 self.begin_walk(filter);
             }
