@@ -247,7 +247,6 @@ impl Cache {
                 let freshness = freshness.stale_since(since);
                 freshness.decide(request.headers, rules, now)
             }
-            Standing::Outdated if rules.only_if_cached(request.headers) => Decision::OnlyIfCached,
             Standing::Outdated => Decision::Validate,
         };
         match decision {
