@@ -1032,7 +1032,9 @@ fn a_mount_that_goes_and_comes_back() {
         nodes[1].restart();
         let back = Instant::now();
         agree_on(&mut hands, 60 + round * 5);
-        wait_until("no trouble", || hands[1].does("trouble", &[]) == "trouble none");
+        wait_until("no trouble", || {
+            hands[1].does("trouble", &[]) == "trouble none"
+        });
         println!("all there {:?} after its start", back.elapsed());
     }
     drop(hands);

@@ -282,6 +282,8 @@ struct Worker {
     reserved: u64,
     ended: mpsc::UnboundedSender<Ended>,
     has_ended: Option<mpsc::UnboundedReceiver<Ended>>,
+    /// Whether the walker was told of a manifest: later than it is there.
+    is_open: bool,
 }
 
 impl Worker {
@@ -330,6 +332,7 @@ impl Worker {
             reserved: 0,
             ended,
             has_ended: Some(has_ended),
+            is_open: false,
         };
         worker.open();
         worker
@@ -385,6 +388,7 @@ impl Worker {
     /// Reads from the manifest that there is now.
     fn open(&mut self) {
         let manifest = self.manifest.borrow_and_update().clone();
+        self.is_open = manifest.is_some();
         self.walker.ask(Ask::Open(manifest));
         self.walker.ask(Ask::ForgetOld(millis(clock::now())));
         self.is_due = true;
@@ -491,8 +495,7 @@ impl Worker {
             self.empty_window();
             self.walk = None;
             // A manifest that comes makes a walk due. A disk does not come.
-            let can_tell =
-                self.manifest.borrow().is_some() && self.cache.shared.store.index_path().is_some();
+            let can_tell = self.is_open && self.cache.shared.store.index_path().is_some();
             if let Some(filter) = self.filter().filter(|_| can_tell) {
                 self.begin_walk(filter);
             }
