@@ -124,18 +124,27 @@ impl Permits {
         Permits(Arc::new(permits))
     }
 
-    /// Never link-local addresses, where clouds tell secrets, nor such as stand for no host.
+    /// Never where nobody may be ([`is_nobodys`]).
     pub fn allows(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        let is_never = match address {
-            IpAddr::V4(v4) => {
-                v4.is_link_local() || v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast()
-            }
-            IpAddr::V6(v6) => {
-                v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast()
-            }
-        };
-        !is_never && (self.0)(address)
+        !is_nobodys(address) && (self.0)(address)
+    }
+}
+
+/// Link-local addresses, where clouds tell secrets, and such as stand for no host: nothing that was only told of is
+/// there, whatever the settings allow.
+pub fn is_nobodys(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            v4.is_link_local() || v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast()
+        }
+        IpAddr::V6(v6) => {
+            v6.is_unicast_link_local()
+                || v6.is_unspecified()
+                || v6.is_multicast()
+                // A cloud's metadata, within the private networks of RFC 4193.
+                || v6.segments() == [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254]
+        }
     }
 }
 

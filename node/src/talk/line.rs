@@ -18,6 +18,7 @@ use tokio::net::{TcpStream, lookup_host};
 
 use super::spawn;
 use crate::config::{Cidr, OriginUrl, Scheme};
+use crate::origin::is_nobodys;
 use crate::peer::secret::{self, Nonce};
 
 /// Longest answer of another node, in bytes.
@@ -186,20 +187,8 @@ async fn open(address: SocketAddr, allow: &[Cidr]) -> Result<TcpStream, Silence>
     Ok(stream)
 }
 
-/// Link-local addresses and the cloud's own services are nobody's node, whatever the settings allow.
 fn may_be_a_node(address: IpAddr, allow: &[Cidr]) -> bool {
-    let is_forbidden = match address.to_canonical() {
-        IpAddr::V4(address) => {
-            address.is_link_local() || address.is_unspecified() || address.is_broadcast()
-        }
-        IpAddr::V6(address) => {
-            address.is_unicast_link_local()
-                || address.is_unspecified()
-                || address.is_multicast()
-                || address.segments() == [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254]
-        }
-    };
-    !is_forbidden && allow.iter().any(|network| network.contains(address))
+    !is_nobodys(address) && allow.iter().any(|network| network.contains(address))
 }
 
 #[cfg(test)]
