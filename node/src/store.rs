@@ -596,11 +596,8 @@ impl Store {
     /// this returns; the future tells whether they reached the disk itself, not only the machine's memory.
     /// Without a disk they do not.
     pub fn record_purges(&self, rows: Vec<PurgeRow>) -> impl Future<Output = bool> + Send + use<> {
-        let answered = self.shared().disk.as_ref().map(|disk| {
-            let (answer, answered) = oneshot::channel();
-            disk.index.send(Message::Purge { rows, answer });
-            answered
-        });
+        let disk = self.shared().disk.as_ref();
+        let answered = disk.map(|disk| disk.index.record_purges(rows));
         async move {
             match answered {
                 Some(answered) => answered.await.unwrap_or(false),

@@ -10,24 +10,37 @@
 //!   (3.3 KiB), and a batch writes only the groups that changed. A body of 5 GiB in blocks of
 //!   256 KiB has 80 groups; received at 1 GiB/s it rewrites some 5 of them four times a second.
 //!   The first group stands in the object's own row, so that a body of one block is one row.
+//! - Somebody waits for a purge: it goes before all rows, which are committed a few at a time, so that it
+//!   waits for one short transaction at the most. What the log holds is moved into the file by another thread.
 //!
 //! The last batch may be lost with the machine: it describes a cache (`synchronous = NORMAL`). Not so
 //! one with a purge in it, which is on the disk before anybody is told (`FULL`).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OpenFlags, params};
 use tokio::sync::oneshot;
 
-use super::io::Faults;
+use super::io::{Faults, be_gentle};
 use super::object::Object;
 use super::{Facts, Metrics, PurgeRow, Shared};
 
 /// Rows in a batch, at most.
 const BATCH_ROWS: usize = 4096;
+
+/// Rows in one transaction, at most.
+const COMMIT_ROWS: usize = 256;
+
+/// Rows after which the log is moved into the file.
+const CHECKPOINT_ROWS: usize = 2 * COMMIT_ROWS;
+
+/// Pages of the log, of 4 KiB each, at which whoever commits moves it: the checkpoints do not keep up.
+const MAX_LOG_PAGES: u32 = 16_384;
 
 /// Pause after a commit that failed.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -44,11 +57,8 @@ pub(super) enum Message {
     },
     Changed(Arc<Object>),
     Delete(Arc<Object>),
-    /// Commit now, then answer whether it is on disk.
-    Purge {
-        rows: Vec<PurgeRow>,
-        answer: oneshot::Sender<bool>,
-    },
+    /// There is a purge to be written.
+    Purge,
     /// Space waits for a deletion: commit now.
     Hurry,
     /// Commit, with the times of use; then answer.
@@ -58,15 +68,42 @@ pub(super) enum Message {
     },
 }
 
+/// Rows about purges, and who waits until they are on the disk.
+struct Purging {
+    rows: Vec<PurgeRow>,
+    answer: oneshot::Sender<bool>,
+}
+
 #[derive(Clone)]
 pub(super) struct Index {
     messages: mpsc::Sender<Message>,
+    purges: mpsc::Sender<Purging>,
+}
+
+/// What the index thread is sent.
+pub(super) struct Received {
+    messages: mpsc::Receiver<Message>,
+    /// Beside the messages, so that they are seen before all of those.
+    purges: mpsc::Receiver<Purging>,
 }
 
 impl Index {
-    pub(super) fn channel() -> (Self, mpsc::Receiver<Message>) {
+    pub(super) fn channel() -> (Self, Received) {
         let (messages, received) = mpsc::channel();
-        (Self { messages }, received)
+        let (purges, received_purges) = mpsc::channel();
+        let received = Received {
+            messages: received,
+            purges: received_purges,
+        };
+        (Self { messages, purges }, received)
+    }
+
+    /// Writes rows before all else. The answer, whether they are on the disk, does not come if the thread has ended.
+    pub(super) fn record_purges(&self, rows: Vec<PurgeRow>) -> oneshot::Receiver<bool> {
+        let (answer, answered) = oneshot::channel();
+        drop(self.purges.send(Purging { rows, answer }));
+        self.send(Message::Purge);
+        answered
     }
 
     /// A message to a thread that has ended is dropped: the index is lost, the node goes on.
@@ -105,7 +142,8 @@ struct Row {
 }
 
 struct Batch {
-    rows: HashMap<u64, Row>,
+    /// By the body: neighbours in the file.
+    rows: BTreeMap<u64, Row>,
     purges: Vec<PurgeRow>,
     /// Who waits for them.
     purging: Vec<oneshot::Sender<bool>>,
@@ -118,7 +156,7 @@ struct Batch {
 impl Batch {
     fn new() -> Self {
         Self {
-            rows: HashMap::new(),
+            rows: BTreeMap::new(),
             purges: Vec::new(),
             purging: Vec::new(),
             hurry: false,
@@ -128,7 +166,7 @@ impl Batch {
         }
     }
 
-    fn add(&mut self, message: Message) {
+    fn add(&mut self, message: Message, purges: &mpsc::Receiver<Purging>) {
         match message {
             Message::Publish {
                 object,
@@ -142,10 +180,10 @@ impl Batch {
                 self.row(object);
             }
             Message::Delete(object) => self.row(object).deleted = true,
-            Message::Purge { rows, answer } => {
-                self.purges.extend(rows);
-                self.purging.push(answer);
-                self.hurry = true;
+            Message::Purge => {
+                self.take_purges(purges);
+                // Or it was written before others' rows.
+                self.hurry |= !self.purging.is_empty();
             }
             Message::Hurry => self.hurry = true,
             Message::Flush(answer) => {
@@ -158,6 +196,13 @@ impl Batch {
                 self.with_uses = true;
                 self.stop = Some(discard);
             }
+        }
+    }
+
+    fn take_purges(&mut self, purges: &mpsc::Receiver<Purging>) {
+        for Purging { rows, answer } in purges.try_iter() {
+            self.purges.extend(rows);
+            self.purging.push(answer);
         }
     }
 
@@ -174,9 +219,8 @@ impl Batch {
         self.rows.is_empty() && self.purging.is_empty()
     }
 
-    /// Nothing of it is left to be written: tells those who wait for purges.
-    fn end(&mut self, written: bool) {
-        self.rows.clear();
+    /// Tells those who wait for purges what became of them.
+    fn end_purges(&mut self, written: bool) {
         self.purges.clear();
         for answer in self.purging.drain(..) {
             // Who asked may have gone.
@@ -191,12 +235,14 @@ impl Batch {
 
 /// The index thread: until told to stop.
 pub(super) fn run(
-    mut connection: Connection,
-    messages: mpsc::Receiver<Message>,
+    connection: Connection,
+    received: Received,
     shared: Arc<Shared>,
     delay: Duration,
     faults: Arc<Faults>,
 ) {
+    let Received { messages, purges } = received;
+    let mut writer = Writer::new(connection, shared.clone(), faults);
     let mut failures = 0;
     let mut batch = Batch::new();
     loop {
@@ -207,27 +253,28 @@ pub(super) fn run(
             messages.recv_timeout(RETRY_DELAY)
         };
         match first {
-            Ok(message) => batch.add(message),
+            Ok(message) => batch.add(message, &purges),
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => batch.add(Message::Stop { discard: false }),
+            Err(RecvTimeoutError::Disconnected) => {
+                batch.add(Message::Stop { discard: false }, &purges);
+            }
         }
         let due = Instant::now() + delay;
         while !batch.is_due() {
             match messages.recv_timeout(due.saturating_duration_since(Instant::now())) {
-                Ok(message) => batch.add(message),
+                Ok(message) => batch.add(message, &purges),
                 Err(RecvTimeoutError::Timeout) => break,
                 Err(RecvTimeoutError::Disconnected) => {
-                    batch.add(Message::Stop { discard: false });
+                    batch.add(Message::Stop { discard: false }, &purges);
                 }
             }
         }
         if batch.stop == Some(true) {
             return;
         }
-        match commit(&mut connection, &mut batch, &shared, &faults) {
+        match writer.commit(&mut batch, &purges) {
             Ok(()) => {
                 failures = 0;
-                batch.end(true);
                 shared.index_written();
             }
             Err(error) => {
@@ -235,7 +282,8 @@ pub(super) fn run(
                 Metrics::add(&shared.metrics.index_errors, 1);
                 shared.index_failed(&error, failures >= FAILURES);
                 if failures >= FAILURES {
-                    batch.end(false);
+                    batch.rows.clear();
+                    batch.end_purges(false);
                 }
             }
         }
@@ -246,65 +294,184 @@ pub(super) fn run(
             let _ = answer.send(());
         }
         if batch.stop.is_some() {
-            if let Err(error) = connection.close() {
-                tracing::warn!(error = %error.1, "the index was not closed properly");
-            }
-            return;
+            return writer.close();
         }
     }
 }
 
-fn commit(
-    connection: &mut Connection,
-    batch: &mut Batch,
-    shared: &Shared,
-    faults: &Faults,
-) -> rusqlite::Result<()> {
-    let uses = if batch.with_uses {
-        shared.unsaved_uses()
-    } else {
-        Vec::new()
-    };
-    if batch.rows.is_empty() && batch.purges.is_empty() && uses.is_empty() {
-        return Ok(());
-    }
-    if Faults::check(&faults.index).is_err() {
-        return Err(rusqlite::Error::InvalidQuery);
-    }
-    let is_purge = !batch.purges.is_empty();
-    if is_purge {
-        connection.pragma_update(None, "synchronous", "FULL")?;
-    }
-    let written = write(connection, batch, uses);
-    if is_purge {
-        connection.pragma_update(None, "synchronous", "NORMAL")?;
-    }
-    written?;
-    Metrics::add(&shared.metrics.index_commits, 1);
-    Ok(())
+struct Writer {
+    connection: Connection,
+    checkpoints: Option<Checkpoints>,
+    /// Written since the last checkpoint was asked for.
+    rows: usize,
+    shared: Arc<Shared>,
+    faults: Arc<Faults>,
 }
 
-fn write(
-    connection: &mut Connection,
-    batch: &mut Batch,
-    uses: Vec<(u64, u32)>,
-) -> rusqlite::Result<()> {
-    let transaction = connection.transaction()?;
-    for row in &batch.purges {
-        write_purge(&transaction, row)?;
+impl Writer {
+    fn new(connection: Connection, shared: Arc<Shared>, faults: Arc<Faults>) -> Writer {
+        let checkpoints = Checkpoints::start(&connection);
+        if let Err(error) = &checkpoints {
+            tracing::warn!(%error, "commits move the index's log themselves");
+        }
+        Writer {
+            connection,
+            checkpoints: checkpoints.ok(),
+            rows: 0,
+            shared,
+            faults,
+        }
     }
-    for (body, row) in &mut batch.rows {
+
+    /// Writes the batch, and what comes of purges meanwhile before the rest of it. What an error leaves is in the batch.
+    fn commit(
+        &mut self,
+        batch: &mut Batch,
+        purges: &mpsc::Receiver<Purging>,
+    ) -> rusqlite::Result<()> {
+        let uses = if batch.with_uses {
+            self.shared.unsaved_uses()
+        } else {
+            Vec::new()
+        };
+        let mut uses = uses.chunks(COMMIT_ROWS);
+        loop {
+            batch.take_purges(purges);
+            if !batch.purging.is_empty() {
+                self.transact(|connection| write_purges(connection, &batch.purges))?;
+                batch.end_purges(true);
+            }
+            let mut rows: Vec<_> = iter::from_fn(|| batch.rows.pop_first())
+                .take(COMMIT_ROWS)
+                .collect();
+            if !rows.is_empty() {
+                let written = self.transact(|connection| write_rows(connection, &mut rows));
+                if written.is_err() {
+                    batch.rows.extend(rows);
+                    return written;
+                }
+            } else if let Some(uses) = uses.next() {
+                self.transact(|connection| write_uses(connection, uses))?;
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    fn transact(
+        &mut self,
+        write: impl FnOnce(&mut Connection) -> rusqlite::Result<usize>,
+    ) -> rusqlite::Result<()> {
+        if Faults::check(&self.faults.index).is_err() {
+            return Err(rusqlite::Error::InvalidQuery);
+        }
+        self.rows += write(&mut self.connection)?;
+        Metrics::add(&self.shared.metrics.index_commits, 1);
+        if self.rows >= CHECKPOINT_ROWS
+            && let Some(checkpoints) = &self.checkpoints
+        {
+            checkpoints.ask();
+            self.rows = 0;
+        }
+        Ok(())
+    }
+
+    fn close(self) {
+        // The last connection to close is the one that cleans up.
+        drop(self.checkpoints);
+        if let Err(error) = self.connection.close() {
+            tracing::warn!(error = %error.1, "the index was not closed properly");
+        }
+    }
+}
+
+/// The thread that moves what SQLite's write-ahead log holds into the file, which takes long and keeps nobody from
+/// writing the log.
+struct Checkpoints {
+    asked: Option<mpsc::SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Checkpoints {
+    /// From now on commits leave the log alone.
+    fn start(writer: &Connection) -> Result<Checkpoints, Box<dyn std::error::Error>> {
+        let path = writer.path().ok_or("it has no path")?.to_owned();
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let connection = Connection::open_with_flags(path, flags)?;
+        let (asked, asking) = mpsc::sync_channel(1);
+        let thread = thread::Builder::new()
+            .name("store-log".into())
+            .spawn(move || {
+                be_gentle();
+                for () in asking {
+                    let moved =
+                        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+                    if let Err(error) = moved {
+                        tracing::debug!(%error, "the index's log was not moved");
+                    }
+                }
+            })?;
+        writer.pragma_update(None, "wal_autocheckpoint", MAX_LOG_PAGES)?;
+        Ok(Checkpoints {
+            asked: Some(asked),
+            thread: Some(thread),
+        })
+    }
+
+    /// One that waits already will do.
+    fn ask(&self) {
+        if let Some(asked) = &self.asked {
+            let _ = asked.try_send(());
+        }
+    }
+}
+
+impl Drop for Checkpoints {
+    fn drop(&mut self) {
+        self.asked = None;
+        if let Some(thread) = self.thread.take() {
+            // It panics only where a bug does, which was told of.
+            drop(thread.join());
+        }
+    }
+}
+
+/// On the disk itself when this returns.
+fn write_purges(connection: &mut Connection, purges: &[PurgeRow]) -> rusqlite::Result<usize> {
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    let written = connection.transaction().and_then(|transaction| {
+        for row in purges {
+            write_purge(&transaction, row)?;
+        }
+        transaction.commit()
+    });
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    written.map(|()| purges.len())
+}
+
+fn write_rows(connection: &mut Connection, rows: &mut [(u64, Row)]) -> rusqlite::Result<usize> {
+    let transaction = connection.transaction()?;
+    for (body, row) in rows.iter_mut() {
         row.groups.append(&mut row.object.take_dirty_groups());
         write_row(&transaction, *body, row)?;
     }
-    if !uses.is_empty() {
+    transaction.commit()?;
+    Ok(rows.len())
+}
+
+fn write_uses(connection: &mut Connection, uses: &[(u64, u32)]) -> rusqlite::Result<usize> {
+    let transaction = connection.transaction()?;
+    {
         let mut statement =
             transaction.prepare_cached("UPDATE object SET last_use = ?2 WHERE body = ?1")?;
         for (body, last_use) in uses {
             statement.execute(params![body.cast_signed(), last_use])?;
         }
     }
-    transaction.commit()
+    transaction.commit()?;
+    Ok(uses.len())
 }
 
 fn write_purge(connection: &Connection, row: &PurgeRow) -> rusqlite::Result<()> {

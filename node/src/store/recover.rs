@@ -31,6 +31,9 @@ use super::layout::{Extent, GROUP_BLOCKS, PageMap, read_group, segment_header};
 pub(super) const INDEX: &str = "index.db";
 
 /// The versions of the index, oldest first; a published one is never changed.
+/// Of the index's pages, in KiB: keys are in no order, so that each row that goes is in a page of its own.
+const PAGE_CACHE_KIB: i32 = 8 << 10;
+
 const MIGRATIONS: &[M<'static>] = &[
     M::up(
         "CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -330,6 +333,7 @@ fn open_index(dir: &Path, geometry: Geometry) -> Result<(Connection, u64), Index
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "journal_size_limit", 16 << 20)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "cache_size", -PAGE_CACHE_KIB)?;
     connection.set_prepared_statement_cache_capacity(16);
     Migrations::from_slice(MIGRATIONS)
         .to_latest(&mut connection)

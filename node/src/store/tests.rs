@@ -501,6 +501,26 @@ fn an_index_that_cannot_be_written_ends_the_writes() {
     block_on(check_body(&store, &recovered[0].object, 1));
 }
 
+/// It is written before the rows, and not with them.
+#[test]
+fn a_purge_does_not_wait_for_rows() {
+    let dir = TempDir::new();
+    let (store, _) = open(dir.settings());
+    let beside = rusqlite::Connection::open(dir.index()).unwrap();
+    beside.execute_batch("DROP TABLE object").unwrap();
+    block_on(async {
+        store_body(&store, 1, 2 * BLOCK).await;
+        let row = PurgeRow {
+            selector: Box::from(&b"a tag"[..]),
+            hard: 1,
+            soft: 0,
+        };
+        assert!(store.record_purges(vec![row]).await);
+    });
+    let purges = beside.query_row("SELECT count(*) FROM purge", [], |row| row.get::<_, u32>(0));
+    assert_eq!(purges, Ok(1));
+}
+
 #[test]
 fn a_directory_that_cannot_be_used_leaves_memory() {
     let dir = TempDir::new();
