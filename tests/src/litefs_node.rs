@@ -247,7 +247,7 @@ fn settings(
         "[node]\nname = 'n{number}'\nlisten = '127.0.0.1:0'\nthreads = 1\n\
          [admin]\nlisten = '127.0.0.1:0'\n\
          [[admin.token]]\nname = 'play'\nhash = '{}'\nscopes = ['read', 'purge', 'admin']\n\
-         [store]\ndir = {:?}\nsize = '256MiB'\nmemory = '32MiB'\n\
+         [store]\ndir = {:?}\nsize = '1GiB'\nmemory = '32MiB'\n\
          [manifest]\nengine = 'litefs'\ndir = {:?}\nlitefs = '{}'\n\
          [cluster]\nsecret = '{SECRET}'\n\
          [limits]\ndrain_timeout = '2s'\n\

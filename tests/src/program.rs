@@ -154,6 +154,10 @@ impl Program {
         Ask::new(self.admin, "GET", target)
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub fn admin_address(&self) -> SocketAddr {
         self.admin
     }

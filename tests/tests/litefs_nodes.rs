@@ -3,8 +3,11 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use caje_admin_api::path;
 use caje_tests::{Hand, LiteFsNode, Origin};
 use nix::sys::signal::Signal;
+
+use crate::cluster::{answer_with_tags, measure_tags};
 
 /// Of a body of the plays.
 const SIZE: u64 = 4096;
@@ -139,6 +142,25 @@ async fn what_requests_take_while_litefs_is_in_trouble() {
         let count = took.hits.len();
         println!("| {trouble:?} | {a:.2} ms | {b:.2} ms | {c:.2} ms | {d:.2} ms | {count} |");
     }
+}
+
+/// How long a tag's purge takes on real LiteFS.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement: cargo test --release -p caje-tests a_tag_of_ten_thousand -- --ignored --nocapture"]
+async fn a_tag_of_ten_thousand_on_litefs() {
+    let origin = Origin::start().await;
+    answer_with_tags(&origin);
+    let settings =
+        "peer = 'off'\nrecord = 'off'\n[store]\nsize = '2GiB'\n[populate]\nenabled = false";
+    let Ok(nodes) = LiteFsNode::cluster(&origin, 3, settings).await else {
+        return;
+    };
+    let addresses: Vec<_> = nodes.iter().map(|node| node.program().address()).collect();
+    measure_tags(&addresses, async |place, wish| {
+        let got = nodes[place].order("POST", path::PURGE, &wish).await;
+        serde_json::from_slice(&got.body).expect("a report")
+    })
+    .await;
 }
 
 /// What the kernel knows of the children that a process has waited for: their page faults, of which each has had
