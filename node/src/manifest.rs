@@ -47,7 +47,7 @@ use rows::Kind;
 
 pub use publish::{Status, Trouble};
 pub use read::{
-    Coverage, Covered, Cursor, Filter, Held, List, Listed, PurgeCursor, Purges, Reader,
+    Author, Coverage, Covered, Cursor, Filter, Held, List, Listed, PurgeCursor, Purges, Reader,
 };
 pub use rows::{
     About, MAX_KEY_BYTES, MAX_TAGS, MAX_VALUE_BYTES, NodeRow, Purge, PurgeRow, Resource,
@@ -294,9 +294,16 @@ impl Manifest {
         Ok(())
     }
 
-    /// Takes out all that an author has said who is gone for good, on every node. Only who is sure may ask: one that
-    /// still runs is then a stranger to its own database, and writes no more. Never waits; it is done as soon as the
-    /// folder can be written, but forgotten if this process ends before. One's own name is not taken.
+    /// Whether a process of this host writes under an author's name, as far as the engine can tell. BLOCKING.
+    pub fn is_author_here(&self, author: &str) -> bool {
+        let claimed = self.0.engine.claim(author);
+        matches!(claimed, Err(ClusterError::Taken { .. }))
+    }
+
+    /// Takes out all that an author lists and says of itself who is gone for good, on every node; what it has purged
+    /// stays purged. Only who is sure may ask: with LiteFS, two that write one database can block each other. One
+    /// that runs all the same publishes again what it has. Never waits; it is done as soon as the folder can be
+    /// written, but not at all if this process ends before. One's own name is not taken.
     pub fn forget_author(&self, author: &str) {
         if is_author(author) && author != self.0.local.owner().node {
             self.0.tasks.forget(author);

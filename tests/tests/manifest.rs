@@ -319,16 +319,54 @@ async fn a_node_that_is_gone_for_good_is_forgotten() {
         let found = found.expect("read").expect("a row");
         assert_eq!(found.author, "a");
     }
-    // Back under its name, it finds that it is not its own any more.
+    // Back under its name, it takes its database again and publishes what it has.
     let back = open(engine(), &folder, "gone");
     back.record(resource("/again")).expect("a row");
-    settled(&back, |status| {
-        let error = status.error.as_deref().unwrap_or_default();
-        error.contains("belongs to another process")
-    })
-    .await;
-    assert_eq!(resources(&a), 1);
+    for node in [&a, &b, &back] {
+        reach(node, 3).await;
+        let both = resource("/both").id;
+        let found = node.reader().and_then(|reader| reader.resource(&both));
+        assert_eq!(found.expect("read").expect("a row").author, "gone");
+    }
     for node in [back, a, b] {
+        node.close();
+    }
+}
+
+/// What a forgotten node had taken out stays out, and what it had purged is heard of by who was away meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_forgotten_node_took_away_stays_away() {
+    let folder = Folder::new();
+    let engine = || Arc::new(Local::open(&folder.join("shared")).expect("a folder"));
+    let (gone, a) = (
+        open(engine(), &folder, "gone"),
+        open(engine(), &folder, "a"),
+    );
+    a.record(resource("/out")).expect("a row");
+    a.record(resource("/in")).expect("a row");
+    reach(&gone, 2).await;
+    let purge = Purge {
+        selector: Selector::Everything,
+        soft: false,
+    };
+    gone.record_purge(purge).await.expect("on the disk");
+    gone.forget(&resource("/out").id);
+    reach(&a, 1).await;
+    gone.close();
+    a.forget_author("gone");
+    let says = || a.reader().and_then(|reader| reader.author("gone"));
+    until(|| format!("{:?}", says()), || says() == Ok(None)).await;
+    let late = open(engine(), &folder, "late");
+    settled(&late, |status| status.caught_up).await;
+    for node in [&a, &late] {
+        reach(node, 1).await;
+        let log = node
+            .reader()
+            .and_then(|reader| reader.purges_since(&PurgeCursor::default(), 10));
+        let log = log.expect("read");
+        assert_eq!((log.rows.len(), log.rows[0].author.as_str()), (1, "gone"));
+    }
+    for node in [late, a] {
         node.close();
     }
 }

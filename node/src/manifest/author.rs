@@ -16,7 +16,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionB
 use rusqlite_migration::{M, Migrations};
 
 use super::local::Outgoing;
-use super::rows::Row;
+use super::rows::{Kind, Row};
 use crate::clock::{HybridClock, Stamp};
 use crate::cluster::Turn;
 
@@ -68,6 +68,8 @@ pub(super) struct Owner {
 pub(super) struct Written {
     pub found: Stamp,
     pub left: Stamp,
+    /// Others had taken this author for gone, and emptied it.
+    pub was_forgotten: bool,
 }
 
 /// Connections that are used again, without a transaction in between. One that has failed is not.
@@ -196,7 +198,8 @@ fn write_with(
         .query_row("SELECT instance FROM owner", [], |row| row.get(0))
         .optional()?;
     let is_ours = found.as_ref() == Some(&owner.instance);
-    if let Some(other) = found.filter(|_| !is_ours && !owner.is_new) {
+    let was_forgotten = found.as_deref().is_some_and(is_forgotten);
+    if let Some(other) = found.filter(|_| !is_ours && !was_forgotten && !owner.is_new) {
         return Err(AuthorError::Usurped(other));
     }
     let last = |transaction: &Connection| -> rusqlite::Result<Stamp> {
@@ -207,7 +210,11 @@ fn write_with(
     let found = last(&transaction)?;
     if is_ours && rows.is_empty() {
         let left = found;
-        return Ok(Written { found, left });
+        return Ok(Written {
+            found,
+            left,
+            was_forgotten,
+        });
     }
     if !is_ours {
         transaction.execute(
@@ -224,26 +231,47 @@ fn write_with(
         return Err(AuthorError::Late);
     }
     transaction.commit()?;
-    Ok(Written { found, left })
+    Ok(Written {
+        found,
+        left,
+        was_forgotten,
+    })
 }
 
-/// Empties the database of an author that is gone for good, in one transaction, under an owner that nobody is. A node
-/// that comes back under the name finds that it belongs to another. BLOCKING.
-pub(super) fn empty(turn: &Turn<'_>, node: &str) -> Result<(), AuthorError> {
+/// Begins the name of an owner that nobody is.
+const FORGOTTEN: &str = "forgotten-";
+
+/// Whether this instance is nobody's any more.
+pub(super) fn is_forgotten(instance: &str) -> bool {
+    instance.starts_with(FORGOTTEN)
+}
+
+/// Rows that are taken out within one turn.
+const EMPTIED_ROWS: usize = 20_000;
+
+/// Takes out what an author that is gone for good had listed and told of itself, under an owner that nobody is: each
+/// call some of it, in one transaction. Says whether that was all. What it had purged and taken out stays: who was away has yet to hear of it. A node that comes back
+/// under the name takes the database again, and publishes what it still has. BLOCKING.
+pub(super) fn empty(turn: &Turn<'_>, node: &str) -> Result<bool, AuthorError> {
     let mut connection = open_to_write(turn)?;
     migrate(&mut connection)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    transaction.execute("DELETE FROM entry", [])?;
+    let (resource, node_row) = (Kind::Resource.number(), Kind::Node.number());
+    let taken = transaction.execute(
+        "DELETE FROM entry WHERE (kind, key) IN (
+             SELECT kind, key FROM entry WHERE kind IN (?1, ?2) AND value IS NOT NULL LIMIT ?3)",
+        params![resource, node_row, EMPTIED_ROWS as i64],
+    )?;
     transaction.execute(
         "INSERT OR REPLACE INTO owner (one, node, instance)
-         VALUES (1, ?1, 'forgotten-' || lower(hex(randomblob(8))))",
-        [node],
+         VALUES (1, ?1, ?2 || lower(hex(randomblob(8))))",
+        [node, FORGOTTEN],
     )?;
     if turn.is_over() {
         return Err(AuthorError::Late);
     }
     transaction.commit()?;
-    Ok(())
+    Ok(taken < EMPTIED_ROWS)
 }
 
 fn open_to_write(turn: &Turn<'_>) -> rusqlite::Result<Connection> {

@@ -277,14 +277,23 @@ impl Publisher {
             });
             let done = match (emptied, published) {
                 (Some(Err(error)), _) => Err(error.into()),
-                (_, published) => published.map(drop).map_err(PublishError::from),
+                (emptied, published) => published
+                    .map(|_| matches!(emptied, Some(Ok(true))))
+                    .map_err(PublishError::from),
             };
-            if let Err(error) = done {
-                self.failed(&author, &error);
-                self.forget.insert(author);
-                return false;
+            match done {
+                Ok(true) => {
+                    self.unread.insert(author);
+                }
+                Ok(false) => {
+                    self.forget.insert(author);
+                }
+                Err(error) => {
+                    self.failed(&author, &error);
+                    self.forget.insert(author);
+                    return false;
+                }
             }
-            self.unread.insert(author);
         }
         true
     }
@@ -435,6 +444,7 @@ impl Publisher {
         if let Some(written) = written {
             // What was undone without a word.
             self.in_doubt |= self.left.is_some_and(|left| left != written.found);
+            self.in_doubt |= written.was_forgotten;
             self.left = Some(written.left);
         }
         self.last_publication = Some(Instant::now());

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, ToSql, params};
 
+use super::author::is_forgotten;
 use super::local::resource_of;
 use super::rows::{self, Kind, NodeRow, PurgeRow, Resource, ResourceId, Row};
 use crate::clock::Stamp;
@@ -92,6 +93,13 @@ pub enum Held {
 pub struct Covered {
     pub listed: Listed,
     pub held: Held,
+}
+
+/// Somebody who writes the manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Author {
+    /// Resources of which it has the last word.
+    pub resources: u64,
 }
 
 /// How many resources are here.
@@ -305,6 +313,29 @@ impl Reader {
             .into_values()
             .filter_map(|value| rows::read(&value).ok())
             .collect())
+    }
+
+    /// What an author has said; `None` if nothing is known of it, or it was forgotten.
+    pub fn author(&self, name: &str) -> rusqlite::Result<Option<Author>> {
+        let instance: Option<String> = self
+            .connection
+            .prepare_cached("SELECT instance FROM author WHERE name = ?1")?
+            .query_row([name], |row| row.get(0))
+            .optional()?;
+        let (rows, resources): (i64, i64) = self
+            .connection
+            .prepare_cached(
+                "SELECT count(*), count(url) FROM entry
+                 WHERE author = ?1 AND kind IN (?2, ?3) AND value IS NOT NULL",
+            )?
+            .query_row(
+                params![name, Kind::Resource.number(), Kind::Node.number()],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )?;
+        let is_known = rows > 0 || instance.is_some_and(|instance| !is_forgotten(&instance));
+        Ok(is_known.then_some(Author {
+            resources: resources.unsigned_abs(),
+        }))
     }
 
     /// All settings, by name.
