@@ -1,15 +1,15 @@
 //! The commands: each asks, and shows.
 
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
-use caje_admin_api::{self as api, JobState, Tier, Verdict, path};
+use caje_admin_api::{self as api, Tier, Verdict, path};
 use clap::{Args, Subcommand};
 
 use crate::client::Client;
 use crate::failure::{Code, Failure, plain};
+use crate::follow::{Followed, follow};
 use crate::http::encode;
-use crate::output::{Format, bytes, seconds, table};
+use crate::output::{Format, bytes, parse_rate, seconds, table};
 use crate::{confirm, print};
 
 /// More stored responses than these are not purged without a question.
@@ -35,7 +35,10 @@ pub enum Command {
     /// What of the manifest the nodes hold
     Coverage,
     /// All nodes
-    Nodes,
+    Nodes {
+        #[command(subcommand)]
+        command: Option<NodesCommand>,
+    },
     /// Whether all is well
     Status,
     /// Counters since the start
@@ -141,6 +144,9 @@ pub struct Purge {
 
 #[derive(Args)]
 pub struct Populate {
+    /// On all nodes, instead of the one that is asked; --node and --region choose others
+    #[arg(long)]
+    all: bool,
     /// Only URLs that begin so, such as https://example.com/video/
     #[arg(long, conflicts_with_all = ["tag", "host"])]
     prefix: Option<String>,
@@ -156,6 +162,12 @@ pub struct Populate {
     /// Count what is lacking, and fetch nothing
     #[arg(long)]
     dry_run: bool,
+    /// Requests in flight of this run on each node; never more than populate.max_in_flight
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    concurrency: Option<u64>,
+    /// Bytes per second of this run on each node, such as 50mb/s; never more than populate.max_rate
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    rate: Option<u64>,
     /// Follow it to its end, which is what is done unless told otherwise
     #[arg(long, conflicts_with = "detach")]
     watch: bool,
@@ -189,6 +201,15 @@ pub enum ConfigCommand {
 }
 
 #[derive(Subcommand)]
+pub enum NodesCommand {
+    List,
+    /// Take a node that is gone for good out of the manifest and the node table, for all nodes
+    Forget {
+        name: String,
+    },
+}
+
+#[derive(Subcommand)]
 pub enum StorageCommand {
     Status,
     /// Compare the checksums of all stored blocks; damaged ones are dropped
@@ -205,16 +226,19 @@ pub enum JobsCommand {
     Show {
         id: String,
     },
-    /// Follow a job to its end
+    /// Follow jobs to their end
     Watch {
-        id: String,
+        #[arg(required = true)]
+        ids: Vec<String>,
     },
     Cancel {
-        id: String,
+        #[arg(required = true)]
+        ids: Vec<String>,
     },
-    /// Go on with one that was cancelled
+    /// Go on with those that were cancelled
     Resume {
-        id: String,
+        #[arg(required = true)]
+        ids: Vec<String>,
     },
 }
 
@@ -228,13 +252,10 @@ pub fn run(command: Command, client: &Client) -> Ended {
         Command::Purge(purge) => purged(purge, client),
         Command::Populate(populate) => populated(populate, client),
         Command::Coverage => coverage(client),
-        Command::Nodes => {
-            let all: api::Nodes = client.get(path::NODES)?;
-            client.show(&all, &all.nodes, || {
-                nodes_table(&all.nodes, &all.unanswered)
-            });
-            Ok(None)
-        }
+        Command::Nodes { command } => match command.unwrap_or(NodesCommand::List) {
+            NodesCommand::List => nodes(client),
+            NodesCommand::Forget { name } => forget(&name, client),
+        },
         Command::Status => status(client),
         Command::Stats => stats(client),
         Command::Clear(clear) => cleared(&clear, client),
@@ -242,12 +263,8 @@ pub fn run(command: Command, client: &Client) -> Ended {
         Command::Origins => origins(client),
         Command::Storage { command } => match command {
             Some(StorageCommand::Verify { detach }) => {
-                let job: api::Job = client.post_text(path::STORAGE_VERIFY, "")?;
-                if detach {
-                    client.show(&job, &[&job], || jobs_table(std::slice::from_ref(&job)));
-                    return Ok(None);
-                }
-                watch(&job.id, client)
+                let begun: Begun = client.post_text(path::STORAGE_VERIFY, "")?;
+                begun.go_on(detach, client)
             }
             _ => storage(client),
         },
@@ -538,6 +555,37 @@ fn show_purge(report: api::PurgeReport, client: &Client) -> Option<Code> {
     }
 }
 
+fn nodes(client: &Client) -> Ended {
+    let all: api::Nodes = client.get(path::NODES)?;
+    client.show(&all, &all.nodes, || {
+        nodes_table(&all.nodes, &all.unanswered)
+    });
+    Ok(None)
+}
+
+fn forget(name: &str, client: &Client) -> Ended {
+    let shown = plain(name, false);
+    let what = format!(
+        "This takes {shown}, which must be gone for good, out of the node table, and what it alone lists out of \
+         the manifest, for all nodes"
+    );
+    confirm(&what, client.yes)?;
+    let gone: api::Forgotten = client.delete(&path::NODE.replace("{id}", &encode(name)))?;
+    client.show(&gone, &[&gone], || {
+        let why = gone.silence.as_deref().unwrap_or("nobody answers for it");
+        let mut out = format!(
+            "{shown} is forgotten ({}); it had the last word of {} resources\n",
+            plain(why, false),
+            gone.resources
+        );
+        for finding in &gone.findings {
+            out.push_str(&format!("  {}\n", plain(finding, false)));
+        }
+        out
+    });
+    Ok(None)
+}
+
 fn nodes_table(nodes: &[api::NodeInfo], unanswered: &[api::Unanswered]) -> String {
     let row = |node: &api::NodeInfo| {
         let others = match (node.caught_up, node.behind_ms) {
@@ -708,7 +756,49 @@ fn cleared(clear: &Clear, client: &Client) -> Ended {
     Ok(None)
 }
 
+/// Begun on one node, or on several.
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum Begun {
+    Several(api::Jobs),
+    One(Box<api::Job>),
+}
+
+impl Begun {
+    fn jobs(&self) -> &[api::Job] {
+        match self {
+            Begun::Several(all) => &all.jobs,
+            Begun::One(job) => std::slice::from_ref(job),
+        }
+    }
+
+    /// Tells of it, and follows it unless it is left alone.
+    fn go_on(self, detach: bool, client: &Client) -> Ended {
+        let ids: Vec<String> = self.jobs().iter().map(|job| job.id.clone()).collect();
+        let (list, next) = (ids.join(" "), "next: caje jobs watch");
+        if detach {
+            let shown = || {
+                let table = jobs_table(self.jobs());
+                format!("{table}\n{next} {list}, caje jobs cancel {list}\n")
+            };
+            match &self {
+                Begun::Several(all) => client.show(all, &all.jobs, shown),
+                Begun::One(job) => client.show(job, &[job], shown),
+            }
+            return Ok(None);
+        }
+        if client.format == Format::Table {
+            eprintln!("{next} {list}, if this ends before they do");
+        }
+        watch(&ids, matches!(self, Begun::Several(_)), client)
+    }
+}
+
 fn populated(populate: Populate, client: &Client) -> Ended {
+    if populate.all && (client.node.is_some() || client.region.is_some()) {
+        let what = "--all is all nodes, and --node or --region some of them";
+        return Err(Failure::usage(what, "leave one of them out"));
+    }
     let ask = api::JobRequest {
         kind: "populate".to_owned(),
         prefix: populate.prefix,
@@ -716,19 +806,15 @@ fn populated(populate: Populate, client: &Client) -> Ended {
         tag: populate.tag,
         retry: populate.retry,
         dry_run: populate.dry_run,
+        concurrency: populate.concurrency,
+        rate_bytes: populate.rate,
     };
-    let job: api::Job = client.post(path::JOBS, &ask)?;
-    if !populate.detach {
-        return watch(&job.id, client);
-    }
-    client.show(&job, &[&job], || {
-        let table = jobs_table(std::slice::from_ref(&job));
-        format!(
-            "{table}\nnext: caje jobs watch {id}, caje jobs cancel {id}\n",
-            id = job.id
-        )
-    });
-    Ok(None)
+    let target = match populate.all {
+        true => format!("{}?scope=cluster", path::JOBS),
+        false => path::JOBS.to_owned(),
+    };
+    let begun: Begun = client.post(&target, &ask)?;
+    begun.go_on(populate.detach, client)
 }
 
 fn coverage(client: &Client) -> Ended {
@@ -905,19 +991,30 @@ fn storage(client: &Client) -> Ended {
 
 fn jobs(command: Option<JobsCommand>, client: &Client) -> Ended {
     let of = |id: &str| path::JOB.replace("{id}", &encode(id));
-    let show = |job: &api::Job| client.show(job, &[job], || jobs_table(std::slice::from_ref(job)));
+    let show = |all: Vec<api::Job>| match all.as_slice() {
+        [job] => client.show(job, &[job], || jobs_table(&all)),
+        _ => client.show(&all, &all, || jobs_table(&all)),
+    };
     match command.unwrap_or(JobsCommand::List) {
         JobsCommand::List => {
-            let all: api::Jobs = client.get(path::JOBS)?;
+            let target = match (&client.node, &client.region) {
+                (None, None) => format!("{}?scope=cluster", path::JOBS),
+                _ => path::JOBS.to_owned(),
+            };
+            let all: api::Jobs = client.get(&target)?;
             client.show(&all, &all.jobs, || jobs_table(&all.jobs));
         }
-        JobsCommand::Show { id } => show(&client.get(&of(&id))?),
-        JobsCommand::Cancel { id } => show(&client.delete(&of(&id))?),
-        JobsCommand::Resume { id } => {
-            let target = path::JOB_RESUME.replace("{id}", &encode(&id));
-            show(&client.post_text(&target, "")?);
+        JobsCommand::Show { id } => show(vec![client.get(&of(&id))?]),
+        JobsCommand::Cancel { ids } => {
+            let cancelled = ids.iter().map(|id| client.delete(&of(id)));
+            show(cancelled.collect::<Result<_, _>>()?);
         }
-        JobsCommand::Watch { id } => return watch(&id, client),
+        JobsCommand::Resume { ids } => {
+            let target = |id: &String| path::JOB_RESUME.replace("{id}", &encode(id));
+            let resumed = ids.iter().map(|id| client.post_text(&target(id), ""));
+            show(resumed.collect::<Result<_, _>>()?);
+        }
+        JobsCommand::Watch { ids } => return watch(&ids, ids.len() > 1, client),
     }
     Ok(None)
 }
@@ -941,71 +1038,21 @@ fn jobs_table(jobs: &[api::Job]) -> String {
     )
 }
 
-/// Follows a job by its events. A bar where somebody looks, lines where a program reads.
-fn watch(id: &str, client: &Client) -> Ended {
-    let target = path::JOB_EVENTS.replace("{id}", &encode(id));
-    let events = client.send("GET", &target, None)?.lines();
-    let has_bar = client.format == Format::Table && std::io::stderr().is_terminal();
-    let mut last: Option<api::Job> = None;
-    for line in events {
-        let line = line.map_err(|error| {
-            let what = format!("the node broke off: {error}");
-            Failure::error(
-                what,
-                format!("the job may go on; `caje jobs watch {id}` looks again"),
-            )
-        })?;
-        let Some(Ok(job)) = line
-            .strip_prefix("data:")
-            .map(serde_json::from_str::<api::Job>)
-        else {
-            continue;
-        };
-        match client.format {
-            Format::Ndjson => client.show(&job, &[&job], String::new),
-            _ if has_bar => bar(&job),
-            _ => {}
-        }
-        last = Some(job);
-    }
-    if has_bar {
-        eprintln!();
-    }
-    let Some(job) = last.filter(|job| job.state.is_over()) else {
-        let what = "the node ended before the job did";
-        return Err(Failure::error(
-            what,
-            format!("begin it again; `caje jobs show {id}` tells what is known"),
-        ));
-    };
+fn watch(ids: &[String], are_several: bool, client: &Client) -> Ended {
+    let followed = follow(ids, client)?;
+    let code = followed.code();
+    let Followed { jobs, .. } = followed;
     if client.format != Format::Ndjson {
-        client.show(&job, &[&job], || jobs_table(std::slice::from_ref(&job)));
+        match jobs.as_slice() {
+            [job] if !are_several => client.show(job, &[job], || jobs_table(&jobs)),
+            _ => {
+                let unanswered = client.unanswered.borrow().clone();
+                let all = api::Jobs { jobs, unanswered };
+                client.show(&all, &all.jobs, || jobs_table(&all.jobs));
+            }
+        }
     }
-    Ok(match (job.state, job.failed) {
-        (JobState::Done, 0) => None,
-        (JobState::Done, _) => Some(Code::Partial),
-        _ => Some(Code::Error),
-    })
-}
-
-fn bar(job: &api::Job) {
-    const WIDTH: u64 = 30;
-    let filled = (job.done * WIDTH)
-        .checked_div(job.total)
-        .unwrap_or(0)
-        .min(WIDTH);
-    let bar: String = (0..WIDTH)
-        .map(|at| if at < filled { '#' } else { '.' })
-        .collect();
-    let mut out = std::io::stderr().lock();
-    let node = plain(&job.node, false);
-    // Nobody to see it is no failure of the job.
-    let _ = write!(
-        out,
-        "\r{node} [{bar}] {}/{} {} failed  ",
-        job.done, job.total, job.failed
-    );
-    let _ = out.flush();
+    Ok(code)
 }
 
 fn drain(undo: bool, client: &Client) -> Ended {

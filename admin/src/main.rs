@@ -5,6 +5,7 @@
 mod client;
 mod command;
 mod failure;
+mod follow;
 mod http;
 mod output;
 

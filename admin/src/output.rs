@@ -114,6 +114,30 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
+/// Bytes per second: `50mb/s`, `512KiB/s`, `1000000`. Units of powers of 1024 have an `i`.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    let wrong = || "a rate is a whole number and a unit, such as 50mb/s or 512KiB/s".to_owned();
+    let lower = text.trim().to_ascii_lowercase();
+    let rate = lower.strip_suffix("/s").unwrap_or(&lower);
+    let digits = rate.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let factor = match rate[digits.len()..].trim() {
+        "" | "b" => 1,
+        "k" | "kb" => 1000,
+        "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    match number.checked_mul(factor) {
+        None => Err("this is too much".to_owned()),
+        Some(0) => Err("0 bytes a second bring nothing".to_owned()),
+        Some(rate) => Ok(rate),
+    }
+}
+
 pub fn seconds(secs: i64) -> String {
     let sign = if secs < 0 { "-" } else { "" };
     let secs = secs.unsigned_abs();
@@ -159,6 +183,24 @@ mod tests {
             "a,b\n1,\"x,\"\"y\"\"\"\n-2,'=1+1\n"
         );
         assert_eq!(shown.text(Format::Ndjson).lines().count(), 2);
+    }
+
+    #[test]
+    fn rates() {
+        for (text, rate) in [
+            ("50mb/s", Some(50_000_000)),
+            ("512KiB/s", Some(512 << 10)),
+            ("1 g", Some(1_000_000_000)),
+            ("7", Some(7)),
+            ("0", None),
+            ("", None),
+            ("mb", None),
+            ("5 mbit/s", None),
+            ("-5mb", None),
+            ("99999999999gb", None),
+        ] {
+            assert_eq!(parse_rate(text).ok(), rate, "{text}");
+        }
     }
 
     #[test]

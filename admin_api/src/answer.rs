@@ -528,6 +528,27 @@ pub struct ManifestClear {
     pub removed: u64,
 }
 
+/// Nothing more will be told of a job: an event of several jobs' events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobLost {
+    pub id: String,
+    /// The node that had it, if that is known.
+    pub node: Option<String>,
+    pub error: String,
+}
+
+/// A node that is gone for good, and is told of no more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forgotten {
+    pub node: String,
+    /// Resources of the manifest of which it had the last word. What others list too stays listed.
+    pub resources: u64,
+    /// Why it is taken for gone.
+    pub silence: Option<String>,
+    /// What an operator should look at, in sentences.
+    pub findings: Vec<String>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum JobState {

@@ -153,6 +153,10 @@ pub struct JobRequest {
     pub retry: bool,
     /// Only count.
     pub dry_run: bool,
+    /// Most requests in flight of this run, to all origins together. More than `populate.max_in_flight` it is never.
+    pub concurrency: Option<u64>,
+    /// Most bytes per second of this run. More than `populate.max_rate` it is never.
+    pub rate_bytes: Option<u64>,
 }
 
 /// What `GET /_caje/list` shows.

@@ -9,6 +9,7 @@ pub const EXPLAIN: &str = "/_caje/v1/explain";
 pub const PURGE: &str = "/_caje/v1/purge";
 pub const INVALIDATE: &str = "/_caje/v1/invalidate";
 pub const NODES: &str = "/_caje/v1/nodes";
+pub const NODE: &str = "/_caje/v1/nodes/{id}";
 pub const NODE_CACHE: &str = "/_caje/v1/nodes/{id}/cache";
 pub const MANIFEST: &str = "/_caje/v1/manifest";
 pub const STATUS: &str = "/_caje/v1/status";

@@ -18,6 +18,7 @@
 mod access;
 mod coverage;
 mod explain;
+mod forget;
 mod jobs;
 mod objects;
 mod openapi;
@@ -27,6 +28,7 @@ mod refusal;
 mod reserved;
 mod schema;
 mod state;
+mod watching;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -56,6 +58,7 @@ use crate::endpoints::jobs::Registry;
 use crate::endpoints::over::{Over, Way};
 use crate::endpoints::refusal::Refusal;
 use crate::endpoints::schema::{Schema, schema_of};
+use crate::endpoints::watching::Places;
 use crate::origin;
 use crate::proxy::Identity;
 use crate::store::DiskHealth;
@@ -113,6 +116,7 @@ struct Shared {
     control: Control,
     gate: Gate,
     jobs: Registry,
+    places: Places,
     scans: Semaphore,
 }
 
@@ -148,6 +152,7 @@ pub fn start(
         control,
         gate: Gate::default(),
         jobs: Registry::default(),
+        places: Places::default(),
         scans: Semaphore::new(MAX_BLOCKING),
     });
     thread::Builder::new()
@@ -274,6 +279,7 @@ fn table() -> Vec<Endpoint> {
         act(path::PURGE, Purge, "Remove stored responses, or make them stale", post(purge::purge)).ask::<api::PurgeRequest>().answer::<api::PurgeReport>(),
         act(path::INVALIDATE, Purge, "Make stored responses stale", post(purge::invalidate)).ask::<api::PurgeRequest>().answer::<api::PurgeReport>(),
         read(path::NODES, "All nodes", get(state::nodes)).answer::<api::Nodes>(),
+        Endpoint::new(Method::DELETE, path::NODE, Admin, "Forget a node that is gone for good", delete(forget::forget)).answer::<api::Forgotten>(),
         Endpoint::new(Method::DELETE, path::NODE_CACHE, Admin, "Clear a node's cache (`tier`: `disk` or `memory`)", delete(purge::clear)).answer::<api::ClearReport>(),
         Endpoint::new(Method::DELETE, path::MANIFEST, Admin, "Empty the manifest", delete(coverage::clear)).answer::<api::ManifestClear>(),
         read(path::STATUS, "Whether all is well, and what is not", get(state::status)).answer::<api::Status>(),
@@ -293,8 +299,9 @@ fn table() -> Vec<Endpoint> {
         read(path::JOB, "A job", get(jobs::show)).answer::<api::Job>(),
         Endpoint::new(Method::DELETE, path::JOB, Admin, "Cancel a job", delete(jobs::cancel)).answer::<api::Job>(),
         act(path::JOB_RESUME, Admin, "Go on with a job that was cancelled", post(jobs::resume)).answer::<api::Job>(),
-        read(path::JOB_EVENTS, "A job's progress as server-sent events, until its end", get(jobs::events)),
+        read(path::JOB_EVENTS, "The progress of jobs of any nodes (ids with commas between) as server-sent events, until their end", get(watching::events)),
         Endpoint::new(Method::GET, talk::HELLO, Node, "Who is there", get(purge::hello)),
+        Endpoint::new(Method::GET, talk::JOB, Node, "How far a job is, once it is further than the asker knows", get(watching::told)),
         act(talk::PURGES, Node, "Take note of another node's purges", post(purge::hear)),
         Endpoint::new(Method::GET, path::OPENAPI, None, "This description", get(describe)),
         Endpoint::new(Method::GET, path::HEALTHZ, None, "Whether the process answers", get(healthz)),

@@ -241,7 +241,7 @@ impl Node {
         let (populate, populator) = {
             let config = settings.current.load();
             let setup = populate::Setup {
-                node: config.node.name.clone(),
+                node: config.manifest_settings().node,
                 cache: cache.clone(),
                 book: config.manifest_settings().dir.join("populate.db"),
                 manifest: keeper.watch(),

@@ -54,6 +54,9 @@ pub const HELLO: &str = "/_caje/v1/peer/hello";
 /// Where nodes tell one another of purges.
 pub const PURGES: &str = "/_caje/v1/peer/purge";
 
+/// Where a node asks another how far a job of it is.
+pub const JOB: &str = "/_caje/v1/peer/job";
+
 /// The parameter of a target that names the node that is meant.
 pub const TO: &str = "to";
 
@@ -270,6 +273,31 @@ impl Talk {
         self.heard.lock().get(id).copied()
     }
 
+    /// A node of the table, also where nodes do not talk to each other.
+    pub fn row(&self, id: &str) -> Option<Peer> {
+        let rows = self.rows.load();
+        rows.iter()
+            .find(|row| row.id.as_deref() == Some(id))
+            .cloned()
+    }
+
+    /// Whether `cluster.peers` names the address at which this node has answered.
+    pub fn is_named(&self, id: &str) -> bool {
+        let named = self.named.lock();
+        let by_row = self.row(id).and_then(|row| row.url.ok());
+        let peers = &self.cluster.peers;
+        by_row.is_some_and(|url| peers.contains(&url))
+            || named
+                .iter()
+                .any(|(url, name)| name == id && peers.contains(url))
+    }
+
+    /// A node that is gone for good is not told of any more.
+    pub fn forget(&self, id: &str) {
+        self.heard.lock().remove(id);
+        self.named.lock().retain(|_, name| name != id);
+    }
+
     /// Asks nodes the same at once. Ordered by name; one that turned out to be this node, or another of them, is
     /// left out. `again` says that it does no harm to ask twice.
     pub async fn ask_all(
@@ -325,6 +353,22 @@ impl Talk {
     ) -> Result<Reply, Silence> {
         let limit = self.cluster.timeout;
         match timeout(limit, self.exchange(peer, method, target, body, again)).await {
+            Ok(reply) => reply,
+            Err(_) => Err(Silence::Late(limit)),
+        }
+    }
+
+    /// Asks one node for what it may wait with for so long, and `cluster.timeout` more. To drop the future costs
+    /// that node nothing.
+    pub async fn wait_for(
+        &self,
+        peer: &Peer,
+        target: &str,
+        patience: Duration,
+    ) -> Result<Reply, Silence> {
+        let limit = patience + self.cluster.timeout;
+        let asked = self.exchange(peer, &Method::GET, target, Bytes::new(), true);
+        match timeout(limit, asked).await {
             Ok(reply) => reply,
             Err(_) => Err(Silence::Late(limit)),
         }

@@ -4,19 +4,23 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use caje_admin_api::{
-    ErrorBody, Inspection, Job, Jobs, Nodes, Objects, PurgeReport, Stats, Status, path,
+    Coverage, ErrorBody, Inspection, Job, JobState, Jobs, Nodes, Objects, PurgeReport, Stats,
+    Status, path,
 };
 use caje_node::Config;
 use caje_node::config::{Engine, OriginUrl, Secret};
-use caje_node::manifest::NodeRow;
+use caje_node::manifest::{About, NodeRow, Resource, ResourceId};
 use caje_node::peer::secret;
+use caje_node::semantics::key::{CacheKey, Scheme};
 use caje_node::talk::{HELLO, PURGES};
 use caje_node::telemetry::{Metrics, PurgeWay};
 use caje_tests::{Ask, Folder, Got, Node, Origin, OriginAnswer, settings, until, within};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::api::with_tokens;
+use crate::command::caje;
 
 const TOKEN: &str = "Bearer caje_canary_5c1f9a_all_scopes";
 const READER: &str = "Bearer caje_canary_5c1f9a_reads_only";
@@ -729,6 +733,282 @@ async fn one_node_answers_for_all() {
     let got = with("/_caje/v1/stats?node=b").await;
     refused(&got, 504, "silent-node");
     drop(down);
+}
+
+/// Lists what nobody has fetched.
+async fn list(node: &Node, targets: &[&str]) {
+    let manifest = node.inner().manifest().expect("a manifest");
+    for target in targets {
+        let key = CacheKey::new(Scheme::Http, HOST, target.as_bytes());
+        let row = Resource {
+            id: ResourceId {
+                cache_key: Bytes::copy_from_slice(key.as_bytes()),
+                variant: Vec::new(),
+            },
+            about: About {
+                url: format!("http://{HOST}{target}"),
+                origin: "origin".to_owned(),
+                ..About::default()
+            },
+        };
+        manifest.record(row).expect("a row");
+    }
+}
+
+/// Waits until a node knows of so many resources.
+async fn lists(node: &Node, count: u64) {
+    let rows = || {
+        let manifest = node.inner().manifest()?;
+        manifest.reader().ok()?.count().ok()
+    };
+    until(|| format!("{:?}", rows()), || rows() == Some(count)).await;
+}
+
+fn events_of(node: &Node, ids: &str) -> Ask {
+    let target = path::JOB_EVENTS.replace("{id}", ids);
+    ask(node, "GET", &target).header("authorization", TOKEN)
+}
+
+/// One command fills all nodes, shows how far each is, and says who could not do it all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_command_populates_all_nodes() {
+    let cluster = Cluster::new().await;
+    let targets = ["/a", "/b", "/c"];
+    for target in targets {
+        cluster.fresh(target, "red", "a body");
+    }
+    let nodes = cluster.nodes(["a", "b", "c"]).await;
+    let [a, b, c] = &nodes;
+    list(b, &targets).await;
+    for node in &nodes {
+        lists(node, 3).await;
+    }
+    let (code, text, error) = caje(a, &["populate", "--all", "--dry-run", "--detach", "-j"]).await;
+    assert_eq!(code, Some(0), "{error}");
+    let jobs: Jobs = serde_json::from_str(&text).expect("jobs");
+    assert_eq!(jobs.jobs.len(), 3);
+    // By any node, and by several ids.
+    let ids: Vec<&str> = jobs.jobs.iter().map(|job| job.id.as_str()).collect();
+    let mut arguments = vec!["jobs", "watch"];
+    arguments.extend(&ids);
+    let (code, text, error) = caje(c, &arguments).await;
+    assert!(
+        code == Some(0) && text.lines().count() == 4,
+        "{text}{error}"
+    );
+    assert!(error.contains("b: done: 0 of 3"), "{error}");
+    let (code, text, error) = caje(
+        a,
+        &["populate", "--all", "--concurrency", "2", "-o", "ndjson"],
+    )
+    .await;
+    assert_eq!(code, Some(0), "{text}{error}");
+    let last = |name: &str| -> Job {
+        let mut jobs = text
+            .lines()
+            .map(|line| serde_json::from_str::<Job>(line).expect("a job"));
+        jobs.rfind(|job| job.node == name).expect("events")
+    };
+    for node in ["a", "b", "c"] {
+        let job = last(node);
+        assert_eq!((job.state, job.done, job.failed), (JobState::Done, 3, 0));
+    }
+    for node in &nodes {
+        for target in targets {
+            assert!(is_hit(node, target).await);
+        }
+    }
+    // What fails on all of them, and who is away.
+    let _ = cluster.origin.get("/gone").status(404).body("no");
+    list(a, &["/gone"]).await;
+    for node in &nodes {
+        lists(node, 4).await;
+    }
+    let (code, text, error) = caje(b, &["populate", "--all"]).await;
+    assert_eq!(code, Some(3), "{text}{error}");
+    assert!(
+        text.contains("404: 1") && error.contains("c: done"),
+        "{text}{error}"
+    );
+    let (code, _, error) = caje(b, &["populate", "--all", "--node", "a"]).await;
+    assert!(code == Some(2) && error.contains("try: "), "{error}");
+    let (code, _, error) = caje(
+        b,
+        &[
+            "populate",
+            "--region",
+            "region-c",
+            "--prefix",
+            "http://a.example/a",
+        ],
+    )
+    .await;
+    assert_eq!(code, Some(0), "{error}");
+    let [a, b, c] = nodes;
+    let down = c.down().await;
+    let (code, text, error) =
+        caje(&a, &["populate", "--all", "--prefix", "http://a.example/a"]).await;
+    assert_eq!(code, Some(3), "{text}{error}");
+    assert!(error.contains("c has not answered: "), "{error}");
+    let (code, _, error) = caje(&b, &["jobs"]).await;
+    assert_eq!(code, Some(3), "{error}");
+    drop(down);
+}
+
+/// A job is watched, cancelled and gone on with by a node that does not have it; who watches and goes takes no place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_is_steered_from_any_node() {
+    const PLACES: usize = 16;
+    let cluster = Cluster::new().await;
+    let gate = cluster
+        .origin
+        .get("/a")
+        .body("a")
+        .cache_control("max-age=60")
+        .gated();
+    let [a, b, c] = cluster.nodes(["a", "b", "c"]).await;
+    list(&b, &["/a"]).await;
+    lists(&b, 1).await;
+    let job: Job = told(
+        &a,
+        "POST",
+        "/_caje/v1/jobs?node=b",
+        r#"{"kind":"populate"}"#,
+    )
+    .await;
+    gate.reached().await;
+    let running = |text: &[u8]| text.windows(9).any(|part| part == b"\"running\"");
+    let mut watchers = Vec::new();
+    for _ in 0..PLACES {
+        let mut watcher = events_of(&a, &job.id).open().await;
+        assert_eq!(watcher.head.status, 200);
+        assert!(running(&watcher.take(200).await));
+        watchers.push(watcher);
+    }
+    refused(&events_of(&a, &job.id).await, 503, "too-many-watchers");
+    for watcher in watchers {
+        watcher.leave();
+    }
+    let place = || async {
+        loop {
+            let mut watcher = events_of(&a, &job.id).open().await;
+            if watcher.head.status == 200 {
+                assert!(running(&watcher.take(200).await));
+                return watcher;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let watcher = within("a place", place()).await;
+    let target = path::JOB.replace("{id}", &job.id);
+    let cancelled: Job = told(&c, "DELETE", &target, "").await;
+    assert_eq!(
+        (cancelled.node.as_str(), cancelled.state),
+        ("b", JobState::Cancelled)
+    );
+    let text = watcher.rest().await.text();
+    assert!(text.contains("\"cancelled\""), "{text}");
+    let resume = path::JOB_RESUME.replace("{id}", &job.id);
+    let resumed: Job = told(&a, "POST", &resume, "").await;
+    assert_eq!(resumed.state, JobState::Running);
+    let other = events_of(&c, &job.id).start();
+    gate.open();
+    let text = other.await.expect("a watcher").text();
+    assert!(
+        text.trim_end().ends_with('}') && text.contains("\"done\":1"),
+        "{text}"
+    );
+    assert!(is_hit(&b, "/a").await);
+    refused(&events_of(&a, "populate-0-0-x").await, 404, "unknown-job");
+    refused(&events_of(&a, ",").await, 400, "bad-request");
+    // One that nobody has does not keep the others from being told of.
+    let text = events_of(&c, &format!("{},nonsense", job.id)).await.text();
+    assert!(
+        text.contains("event: lost") && text.contains("event: progress"),
+        "{text}"
+    );
+    let missing = path::JOB_RESUME.replace("{id}", "nonsense");
+    let got = ask(&a, "POST", &missing)
+        .header("authorization", TOKEN)
+        .await;
+    refused(&got, 404, "unknown-job");
+    // The node that has it ends: who watches by another learns so.
+    let gate = cluster
+        .origin
+        .get("/b")
+        .body("b")
+        .cache_control("max-age=60")
+        .gated();
+    list(&b, &["/b"]).await;
+    lists(&b, 2).await;
+    let job: Job = told(&b, "POST", path::JOBS, r#"{"kind":"populate"}"#).await;
+    gate.reached().await;
+    let mut watcher = events_of(&a, &job.id).open().await;
+    watcher.take(200).await;
+    let down = b.down().await;
+    let text = watcher.rest().await.text();
+    assert!(
+        text.contains("event: lost") && text.contains("\"node\":\"b\""),
+        "{text}"
+    );
+    gate.open();
+    drop(down);
+}
+
+/// A node that is gone for good leaves the node table, the answers and the manifest; one that still answers does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_gone_is_forgotten() {
+    let cluster = Cluster::new().await;
+    cluster.fresh("/both", "red", "a body");
+    cluster.fresh("/own", "red", "a body");
+    let [a, b, c] = cluster.nodes(["a", "b", "c"]).await;
+    list(&a, &["/both"]).await;
+    lists(&b, 1).await;
+    list(&b, &["/own"]).await;
+    for node in [&a, &b, &c] {
+        lists(node, 2).await;
+    }
+    let forget = |node: &Node, name: &str| {
+        ask(node, "DELETE", &path::NODE.replace("{id}", name)).header("authorization", TOKEN)
+    };
+    refused(&forget(&a, "a").await, 409, "oneself");
+    refused(&forget(&a, "b").await, 409, "still-runs");
+    refused(&forget(&a, "nobody").await, 404, "unknown-node");
+    let got = ask(&a, "DELETE", &path::NODE.replace("{id}", "b")).header("authorization", READER);
+    refused(&got.await, 403, "scope");
+    let (code, _, error) = caje(&a, &["nodes", "forget", "b"]).await;
+    assert!(code == Some(2) && error.contains("add --yes"), "{error}");
+    let (code, _, error) = caje(&a, &["nodes", "forget", "b", "--yes"]).await;
+    assert!(
+        code == Some(1) && error.contains("try: end it first"),
+        "{error}"
+    );
+    let down = b.down().await;
+    let (code, text, error) = caje(&a, &["nodes", "forget", "b", "--yes"]).await;
+    assert!(
+        code == Some(0) && text.contains("b is forgotten (it cannot be reached"),
+        "{text}{error}"
+    );
+    for node in [&a, &c] {
+        lists(node, 1).await;
+        knows(node, 2).await;
+        let report = purge(node, r#"{"tags":["none"]}"#).await;
+        assert_eq!(parts(&report), [("a", 0, true), ("c", 0, true)]);
+        let coverage: Coverage = told(node, "GET", path::COVERAGE, "").await;
+        assert_eq!(coverage.nodes.len(), 2);
+    }
+    refused(&forget(&a, "b").await, 404, "unknown-node");
+    // It comes all the same: with what it lists, and for all to know.
+    let b = down.up(|_| {}).await;
+    for node in [&a, &b, &c] {
+        lists(node, 2).await;
+        knows(node, 3).await;
+    }
+    let report = purge(&c, r#"{"tags":["none"]}"#).await;
+    assert_eq!(
+        parts(&report),
+        [("a", 0, true), ("b", 0, true), ("c", 0, true)]
+    );
 }
 
 /// A node that takes questions and never answers holds nobody up beyond the timeout.

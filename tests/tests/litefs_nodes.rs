@@ -322,3 +322,35 @@ async fn a_node_without_its_mount_serves_and_says_so() {
         node.until_recorded(targets.len()).await;
     }
 }
+
+/// A node and its LiteFS are gone for good: another one takes over what it said, whichever is the primary. If it comes
+/// all the same, it says it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_on_litefs_is_forgotten() {
+    let origin = Origin::start().await;
+    let Ok(mut nodes) = LiteFsNode::cluster(&origin, 3, QUIET).await else {
+        return;
+    };
+    let mut took = Took::default();
+    load(&nodes, "a", 5, &mut took).await;
+    for node in &nodes {
+        node.until_recorded(15).await;
+    }
+    let target = "/_caje/v1/nodes/n2";
+    let got = nodes[1].order("DELETE", target, "").await;
+    assert_eq!(got.status(), 409);
+    assert_eq!(nodes[2].shutdown().await, Some(0));
+    // By a replica, so that it has to take the lock.
+    let got = nodes[1].order("DELETE", target, "").await;
+    let got = got.expect(200).text();
+    assert!(got.contains("\"resources\":5"), "{got}");
+    for node in &nodes[..2] {
+        node.until_recorded(10).await;
+        node.all_published().await;
+    }
+    nodes[2].start().await;
+    for node in &nodes {
+        node.until_recorded(15).await;
+        node.all_published().await;
+    }
+}

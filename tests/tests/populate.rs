@@ -325,6 +325,86 @@ async fn a_viewer_joins_and_the_rate_is_held_without_one() {
     assert_eq!(origin.requests("/b"), 1);
 }
 
+/// What one run is allowed holds for it alone, and below what the settings allow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_goes_no_faster_than_it_was_told() {
+    let origin = Origin::start().await;
+    let size = 1 << 20;
+    let mut gates = Vec::new();
+    for target in ["/a", "/b"] {
+        let answer = origin.get(target).generated(100);
+        gates.push(answer.cache_control("max-age=60").gated());
+    }
+    let node = Node::with(&origin, |config| {
+        with_tokens(config);
+        config.populate.backoff = (Duration::from_millis(1), Duration::from_millis(5));
+        config.populate.max_in_flight = 3;
+    })
+    .await;
+    let in_flight = || node.metrics().populate_in_flight.get(());
+    listed(&node, &["/a", "/b"], 2).await;
+    let job: Job = told(
+        &node,
+        "POST",
+        path::JOBS,
+        r#"{"kind":"populate","concurrency":1}"#,
+    )
+    .await;
+    gates[0].reached().await;
+    assert_eq!(in_flight(), 1);
+    gates.iter().for_each(Gate::open);
+    ends(&node, &job.id).await;
+    // Without a word of its own the settings count, and they do for a word that says more.
+    let _ = origin.get("/e").generated(size).cache_control("max-age=60");
+    listed(&node, &["/e"], 3).await;
+    let began = Instant::now();
+    let rate = r#"{"kind":"populate","rate_bytes":524288,"concurrency":1000}"#;
+    let job: Job = told(&node, "POST", path::JOBS, rate).await;
+    ends(&node, &job.id).await;
+    let took = began.elapsed();
+    assert!(took > Duration::from_millis(1_700), "{took:?}");
+    let _ = origin.get("/f").generated(size).cache_control("max-age=60");
+    listed(&node, &["/f"], 4).await;
+    let began = Instant::now();
+    let job: Job = told(&node, "POST", path::JOBS, r#"{"kind":"populate"}"#).await;
+    ends(&node, &job.id).await;
+    assert!(
+        began.elapsed() < Duration::from_millis(1_500),
+        "{:?}",
+        began.elapsed()
+    );
+    for body in [
+        r#"{"kind":"populate","concurrency":0}"#,
+        r#"{"kind":"populate","rate_bytes":0}"#,
+        r#"{"kind":"verify","concurrency":1}"#,
+    ] {
+        let ask = Ask::new(node.inner().admin_address(), "POST", path::JOBS).host("127.0.0.1");
+        let got = ask.header("authorization", &bearer(TOKEN)).body(body).await;
+        assert_eq!(got.status(), 400, "{}", got.text());
+    }
+}
+
+/// Lists more, and waits until there are so many.
+async fn listed(node: &Node, targets: &[&str], count: u64) {
+    list(node, targets).await;
+    let known = manifest(node).await;
+    let rows = || known.reader().and_then(|reader| reader.count());
+    until(|| format!("{:?}", rows()), || rows() == Ok(count)).await;
+}
+
+/// Waits for the end of a job, which has done all there was to do.
+async fn ends(node: &Node, id: &str) {
+    let events = path::JOB_EVENTS.replace("{id}", id);
+    let ask = Ask::new(node.inner().admin_address(), "GET", &events).host("127.0.0.1");
+    let text = ask.header("authorization", &bearer(TOKEN)).await.text();
+    let last = text
+        .lines()
+        .rfind(|line| line.starts_with("data:"))
+        .expect("an event");
+    let job: Job = serde_json::from_str(&last[5..]).expect("a job");
+    assert_eq!((job.state, job.failed), (JobState::Done, 0), "{text}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn variants_are_fetched_as_they_were_recorded() {
     let origin = Origin::start().await;

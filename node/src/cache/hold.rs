@@ -142,6 +142,9 @@ impl Pace {
     }
 
     pub fn set(&self, bytes_per_second: Option<u64>) {
+        if self.bytes_per_second.get() == bytes_per_second {
+            return;
+        }
         self.bytes_per_second.set(bytes_per_second);
         self.paid_until.set(Instant::now());
         self.changed.notify_waiters();

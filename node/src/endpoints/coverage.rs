@@ -51,7 +51,7 @@ fn no_manifest(shared: &Shared) -> Refusal {
     )
 }
 
-fn unreadable(error: &rusqlite::Error) -> Refusal {
+pub(super) fn unreadable(error: &rusqlite::Error) -> Refusal {
     Refusal::new(
         StatusCode::SERVICE_UNAVAILABLE,
         "no-coverage",
@@ -60,7 +60,7 @@ fn unreadable(error: &rusqlite::Error) -> Refusal {
     )
 }
 
-fn open(shared: &Shared) -> Result<Manifest, Refusal> {
+pub(super) fn open(shared: &Shared) -> Result<Manifest, Refusal> {
     let manifest = shared.control.cache.recorder.manifest();
     manifest
         .map(|manifest| (*manifest).clone())

@@ -4,16 +4,12 @@
 //! and shown here. What a job has reached is watched: nobody polls.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use axum::extract::{Path, State};
-use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use caje_admin_api::{Job, JobRequest, JobState, Jobs};
-use futures_util::stream::unfold;
 use http::StatusCode;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -26,22 +22,13 @@ use crate::block::BlockIndex;
 use crate::clock;
 use crate::manifest::Filter;
 use crate::store::{Object, ReadError};
-use crate::workers::populate::{Refused, Run, RunState, Wish};
+use crate::workers::populate::{Caps, Refused, Run, RunState, Told as Runs, Wish};
 
 /// Jobs that are remembered, those that run included.
 const MAX_JOBS: usize = 64;
 
-/// Answers of events at a time.
-const MAX_WATCHERS: usize = 16;
-
 /// Items between two tellings of progress.
 const STEP: u64 = 64;
-
-/// Between two events of a run of populate.
-const EVENT_PACE: Duration = Duration::from_millis(100);
-
-/// So that a connection that nobody reads is found out.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 pub(super) struct Registry {
@@ -57,7 +44,7 @@ struct Entry {
 
 impl Registry {
     /// A new job, unless one of its kind runs.
-    fn begin(&self, node: &str, kind: &str) -> Result<Arc<Entry>, Refusal> {
+    fn begin(&self, node: &str, author: &str, kind: &str) -> Result<Arc<Entry>, Refusal> {
         let mut jobs = self.jobs.lock();
         let running = jobs
             .iter()
@@ -77,7 +64,7 @@ impl Registry {
         let started_ms = millis(clock::now());
         let number = self.begun.fetch_add(1, Ordering::Relaxed);
         let job = Job {
-            id: format!("{kind}-{started_ms:x}-{number:x}"),
+            id: format!("{kind}-{started_ms:x}-{number:x}-{author}"),
             node: node.to_owned(),
             kind: kind.to_owned(),
             state: JobState::Running,
@@ -108,14 +95,35 @@ impl Registry {
     fn find(&self, id: &str) -> Result<Arc<Entry>, Refusal> {
         let jobs = self.jobs.lock();
         let found = jobs.iter().find(|entry| entry.job.borrow().id == id);
-        found.cloned().ok_or_else(|| {
-            Refusal::new(
-                StatusCode::NOT_FOUND,
-                "unknown-job",
-                format!("there is no job `{}`", id.escape_default()),
-                "`caje jobs` lists those that run or ran lately",
-            )
-        })
+        found.cloned().ok_or_else(|| unknown(id))
+    }
+}
+
+pub(super) fn unknown(id: &str) -> Refusal {
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        "unknown-job",
+        format!("there is no job `{}`", id.escape_default()),
+        "`caje jobs` lists those that run or ran lately",
+    )
+}
+
+/// A job of this node as it is now.
+pub(super) fn find(node: &Node, id: &str) -> Option<Job> {
+    run_of(node, id).or_else(|| Some(node.jobs.find(id).ok()?.shown()))
+}
+
+/// Changes when a job does.
+pub(super) enum Watched {
+    Run(watch::Receiver<Arc<Runs>>),
+    Job(watch::Receiver<Job>),
+}
+
+/// Tells of a job of this node.
+pub(super) fn watched(node: &Node, id: &str) -> Option<Watched> {
+    match run_of(node, id) {
+        Some(_) => Some(Watched::Run(node.control.populate.watch())),
+        None => Some(Watched::Job(node.jobs.find(id).ok()?.job.subscribe())),
     }
 }
 
@@ -262,70 +270,15 @@ fn steered(node: &Node, id: &str) -> Answer<Job> {
     Ok(Told(job))
 }
 
-/// Each event is the job as it is then; the last one is its end.
-pub(super) async fn events(
-    State(node): State<Node>,
-    Path(id): Path<String>,
-) -> Result<Response, Refusal> {
-    if run_of(&node, &id).is_some() {
-        return Ok(run_events(node, id));
-    }
-    let watched = node.jobs.find(&id)?.job.subscribe();
-    if node.jobs.find(&id)?.job.receiver_count() > MAX_WATCHERS {
-        return Err(Refusal::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "too-many-watchers",
-            "too many watch this job already",
-            "`caje jobs show ID` tells how far it is",
-        ));
-    }
-    let stream = unfold(Some((watched, true)), |state| async move {
-        let (mut watched, is_first) = state?;
-        if !is_first {
-            watched.changed().await.ok()?;
-        }
-        let job = watched.borrow_and_update().clone();
-        let rest = (!job.state.is_over()).then_some((watched, false));
-        Some((Ok::<_, Infallible>(event(&job)), rest))
-    });
-    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-    Ok(Sse::new(stream).keep_alive(keep_alive).into_response())
-}
-
-fn event(job: &Job) -> Event {
-    let text = serde_json::to_string(job).unwrap_or_default();
-    Event::default().event("progress").data(text)
-}
-
-/// One in each [`EVENT_PACE`] at the most: a run of thousands would otherwise drown who watches.
-fn run_events(node: Node, id: String) -> Response {
-    let watched = node.control.populate.watch();
-    let stream = unfold(Some((node, id, watched, None::<Job>)), |state| async move {
-        let (node, id, mut watched, last) = state?;
-        if last.is_some() {
-            tokio::time::sleep(EVENT_PACE).await;
-        }
-        let job = loop {
-            watched.borrow_and_update();
-            let job = run_of(&node, &id)?;
-            if last.as_ref() != Some(&job) {
-                break job;
-            }
-            watched.changed().await.ok()?;
-        };
-        let told = Ok::<_, Infallible>(event(&job));
-        let rest = (!job.state.is_over()).then_some((node, id, watched, Some(job)));
-        Some((told, rest))
-    });
-    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-    Sse::new(stream).keep_alive(keep_alive).into_response()
-}
-
 pub(super) async fn begin(
     State(node): State<Node>,
     Ask(ask): Ask<JobRequest>,
 ) -> Result<Response, Refusal> {
     match ask.kind.as_str() {
+        "verify" if ask.concurrency.is_some() || ask.rate_bytes.is_some() => Err(Refusal::bad(
+            "`concurrency` and `rate_bytes` are for jobs of the kind `populate`",
+            "leave them out",
+        )),
         "verify" => verify(State(node)).await,
         "populate" => {
             let wish = Wish {
@@ -336,6 +289,7 @@ pub(super) async fn begin(
                 )?,
                 retry: ask.retry,
                 dry_run: ask.dry_run,
+                caps: caps(&ask)?,
             };
             wished(&node, wish).await
         }
@@ -346,12 +300,26 @@ pub(super) async fn begin(
     }
 }
 
+fn caps(ask: &JobRequest) -> Result<Caps, Refusal> {
+    if ask.concurrency == Some(0) || ask.rate_bytes == Some(0) {
+        let message = "`concurrency` and `rate_bytes` are at least 1";
+        return Err(Refusal::bad(message, "leave out what is not to be limited"));
+    }
+    Ok(Caps {
+        in_flight: ask
+            .concurrency
+            .map(|most| usize::try_from(most).unwrap_or(usize::MAX)),
+        rate: ask.rate_bytes,
+    })
+}
+
 /// The name of the first version: everything.
 pub(super) async fn populate(State(node): State<Node>) -> Result<Response, Refusal> {
     let wish = Wish {
         filter: Filter::All,
         retry: false,
         dry_run: false,
+        caps: Caps::default(),
     };
     wished(&node, wish).await
 }
@@ -363,7 +331,9 @@ async fn wished(node: &Node, wish: Wish) -> Result<Response, Refusal> {
 }
 
 pub(super) async fn verify(State(node): State<Node>) -> Result<Response, Refusal> {
-    let entry = node.jobs.begin(&node.name(), "verify")?;
+    let entry = node
+        .jobs
+        .begin(&node.name(), node.control.talk.id(), "verify")?;
     let shown = entry.shown();
     spawn(verified(node, entry));
     Ok(json(StatusCode::ACCEPTED, &shown))

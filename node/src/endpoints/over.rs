@@ -41,8 +41,8 @@ pub(super) enum Over {
 pub(super) fn of_path(path: &str) -> Option<Over> {
     Some(match path {
         path::INSPECT | path::NODES | path::STATUS | path::COVERAGE => Over::Cluster,
-        path::OBJECTS | path::LIST | path::EXPLAIN | path::NODE_CACHE => Over::One,
-        path::JOB => Over::Holder,
+        path::OBJECTS | path::LIST | path::EXPLAIN | path::NODE | path::NODE_CACHE => Over::One,
+        path::JOB | path::JOB_RESUME => Over::Holder,
         path::STATS
         | path::CONFIG
         | path::ORIGINS
@@ -273,9 +273,12 @@ pub(super) fn as_it_is(reply: Reply) -> Response {
     }
 }
 
-/// What one of them has answered; or why none has.
+/// What one of them has answered; or why none has: the word of who has it, then that somebody who may have it is
+/// silent, then that nobody has it.
 fn holder_s(answers: Vec<Answered>) -> Response {
-    let mut worst: Option<Response> = None;
+    let mut refused = None;
+    let mut silence = None;
+    let mut unknown = None;
     for (node, answer) in answers {
         match answer {
             Ok((status, body)) => {
@@ -284,12 +287,16 @@ fn holder_s(answers: Vec<Answered>) -> Response {
                 if status.is_success() {
                     return response;
                 }
-                worst = worst.or(Some(response));
+                let place = match status {
+                    StatusCode::NOT_FOUND => &mut unknown,
+                    _ => &mut refused,
+                };
+                place.get_or_insert(response);
             }
-            // Who is silent may have it.
-            Err(silence) => worst = Some(silent(&node, &silence).into_response()),
+            Err(reason) => silence = Some(silent(&node, &reason).into_response()),
         }
     }
+    let worst = refused.or(silence).or(unknown);
     worst.unwrap_or_else(|| Refusal::internal().into_response())
 }
 
@@ -445,6 +452,29 @@ mod tests {
             assert_eq!(left.path_and_query().unwrap().as_str(), target);
         }
         assert!(parse(&"/a?scope=moon".parse().unwrap(), Over::Local).is_err());
+    }
+
+    #[tokio::test]
+    async fn who_has_it_is_believed() {
+        let refusal = |status: StatusCode, code: &str| {
+            let body = json!({"error": {"code": code, "message": "m", "try": "t"}});
+            Ok((status, Bytes::from(body.to_string())))
+        };
+        let unknown = || refusal(StatusCode::NOT_FOUND, "unknown-job");
+        let conflict = || refusal(StatusCode::CONFLICT, "not-resumable");
+        let silence = || Err(Silence::Stranger);
+        let done = || Ok((StatusCode::OK, Bytes::from("{}")));
+        for (answers, status) in [
+            (vec![unknown(), unknown()], 404),
+            (vec![unknown(), conflict()], 409),
+            (vec![unknown(), silence()], 504),
+            (vec![silence(), conflict(), unknown()], 409),
+            (vec![unknown(), silence(), done()], 200),
+        ] {
+            let answers = answers.into_iter().map(|answer| ("a".to_owned(), answer));
+            let (found, _) = read(holder_s(answers.collect())).await;
+            assert_eq!(found.as_u16(), status);
+        }
     }
 
     #[tokio::test]

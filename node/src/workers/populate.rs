@@ -56,7 +56,7 @@ use plan::{Action, Found, Item, Question, Snapshot, millis, plan};
 use run::Runs;
 use walk::{Ask, PAGE, Page, Walker};
 
-pub use run::{Refused, Run, RunState, Told, Wish};
+pub use run::{Caps, Refused, Run, RunState, Told, Wish};
 
 /// Items of one origin that are next.
 const WINDOW: usize = 1024;
@@ -317,7 +317,7 @@ impl Worker {
             clients: setup.clients,
             cdn_id: setup.cdn_id,
             seed: seed.map_or(0, u64::from_le_bytes),
-            runs: Runs::new(tell, metrics),
+            runs: Runs::new(setup.node, tell, metrics),
             walk: None,
             walks: 0,
             page: None,
@@ -401,7 +401,6 @@ impl Worker {
     fn take_orders(&mut self) {
         self.orders = self.orders_watch.borrow_and_update().clone();
         self.origins = self.orders.origins.iter().cloned().map(Rc::new).collect();
-        self.pace.set(self.orders.settings.max_rate);
         if !self.orders.settings.enabled {
             self.runs.stop_own(clock::now());
         }
@@ -461,6 +460,8 @@ impl Worker {
             self.is_due = true;
         }
         self.walk_on();
+        self.pace
+            .set(lower(self.orders.settings.max_rate, self.runs.caps().rate));
         self.dispatch();
         self.end_runs();
         self.runs.tell();
@@ -655,7 +656,9 @@ impl Worker {
     /// much as this; one at the least, so that the end of it is when to look again.
     fn allowed(&self) -> (usize, usize) {
         let settings = &self.orders.settings;
-        let (all, each) = (settings.max_in_flight, settings.max_in_flight_per_origin);
+        let cap = self.runs.caps().in_flight.unwrap_or(usize::MAX).max(1);
+        let all = settings.max_in_flight.min(cap);
+        let each = settings.max_in_flight_per_origin.min(cap);
         let own = i64::try_from(self.pace.fills()).unwrap_or(i64::MAX);
         let others = self.cache.shared.metrics.fills.get(()) - own;
         let are_busy = self.clients.waiting.load(Ordering::Relaxed) > 0
@@ -787,6 +790,14 @@ impl Worker {
             // What else is there to be done.
             self.is_due = true;
         }
+    }
+}
+
+/// The lower of two limits.
+fn lower(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }
 

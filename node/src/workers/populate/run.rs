@@ -26,6 +26,16 @@ pub struct Wish {
     pub retry: bool,
     /// Only count.
     pub dry_run: bool,
+    pub caps: Caps,
+}
+
+/// What holds for one run, below what the settings allow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Caps {
+    /// Items in flight.
+    pub in_flight: Option<usize>,
+    /// Bytes per second.
+    pub rate: Option<u64>,
 }
 
 /// Why it is not done.
@@ -71,6 +81,7 @@ pub struct Run {
     pub blocked: BTreeMap<String, u64>,
     /// Failed, and tried again after a pause.
     pub waiting: u64,
+    pub caps: Caps,
     retry_since_ms: u64,
 }
 
@@ -97,6 +108,8 @@ pub struct Told {
 }
 
 pub struct Runs {
+    /// Ends the ids: nodes that are told at once begin runs in the same millisecond.
+    node: String,
     runs: VecDeque<Run>,
     begun: u64,
     /// The node's own run was cancelled: it does not begin another by itself.
@@ -110,8 +123,9 @@ pub struct Runs {
 }
 
 impl Runs {
-    pub fn new(tell: watch::Sender<Arc<Told>>, metrics: Arc<Metrics>) -> Runs {
+    pub fn new(node: String, tell: watch::Sender<Arc<Told>>, metrics: Arc<Metrics>) -> Runs {
         Runs {
+            node,
             runs: VecDeque::new(),
             begun: 0,
             is_paused: false,
@@ -149,6 +163,11 @@ impl Runs {
         self.runs.get_mut(place)
     }
 
+    /// Of the run under way.
+    pub fn caps(&self) -> Caps {
+        self.active().map_or_else(Caps::default, |run| run.caps)
+    }
+
     pub fn is_paused(&self) -> bool {
         self.is_paused
     }
@@ -167,6 +186,8 @@ impl Runs {
             if wish.retry {
                 same.retry_since_ms = millis(now);
             }
+            // Who has wished last says how.
+            same.caps = wish.caps;
             self.has_changed = true;
             return Ok(same.id.clone());
         }
@@ -183,7 +204,7 @@ impl Runs {
     fn add(&mut self, wish: Wish, is_own: bool, now: SystemTime) -> String {
         let started_ms = millis(now);
         self.begun += 1;
-        let id = format!("populate-{started_ms:x}-{:x}", self.begun);
+        let id = format!("populate-{started_ms:x}-{:x}-{}", self.begun, self.node);
         if self.runs.len() >= MAX_RUNS {
             let over = self.runs.iter().position(|run| !Self::goes_on(&run));
             self.runs.remove(over.unwrap_or(0));
@@ -202,6 +223,7 @@ impl Runs {
             bytes: 0,
             blocked: BTreeMap::new(),
             waiting: 0,
+            caps: wish.caps,
             retry_since_ms: if wish.retry { started_ms } else { 0 },
         });
         self.has_changed = true;
@@ -251,6 +273,7 @@ impl Runs {
                 filter: Filter::All,
                 retry: false,
                 dry_run: false,
+                caps: Caps::default(),
             };
             self.add(wish, true, now);
             let (blocked, waiting) = (self.blocked.clone(), self.waiting);
