@@ -223,7 +223,8 @@ async fn nodes_of_one_folder_know_the_same() {
     }
 }
 
-/// Without its manifest a node serves, says so, and takes it up when it can.
+/// Without its manifest a node serves, says so, and takes it up when it can; what was to be recorded meanwhile is
+/// told then.
 #[tokio::test]
 async fn a_node_serves_without_its_manifest() {
     let origin = Origin::start().await;
@@ -235,8 +236,9 @@ async fn a_node_serves_without_its_manifest() {
     config.manifest.dir = Some(in_the_way.clone());
     config.origins[0].record = all();
     let node = Node::run(config, folder).await;
-    node.get("/a").await.says("x");
-    assert!(node.get("/a").await.says("x").head.is_hit());
+    node.get("/a").host("a.example").await.says("x");
+    let again = node.get("/a").host("a.example").await;
+    assert!(again.says("x").head.is_hit());
     let ready = async || node.admin("/_caje/readyz").await.expect(200).text();
     let deadline = tokio::time::Instant::now() + caje_tests::PATIENCE;
     while !ready().await.contains("manifest: failing: ") {
@@ -247,5 +249,6 @@ async fn a_node_serves_without_its_manifest() {
     manifest_of(&node).await;
     assert!(ready().await.contains("manifest: ok\n"));
     node.get("/b").host("a.example").await.says("x");
-    assert_eq!(urls(&recorded(&node, 1).await), ["http://a.example/b"]);
+    let rows = recorded(&node, 2).await;
+    assert_eq!(urls(&rows), ["http://a.example/a", "http://a.example/b"]);
 }

@@ -1,8 +1,10 @@
 //! What of the stored responses the manifest is told of: those that every node should hold.
 //!
-//! Kept true here: nobody waits for the manifest, nor is anything lost without it but the telling; and what one
-//! user was authorised for, or was given a cookie with, is not told.
+//! Kept true here:
+//! - Nobody waits for the manifest. What is to be recorded before it is open is kept, within a bound, and told then.
+//! - What one user was authorised for, or was given a cookie with, is not told.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
@@ -10,12 +12,13 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::header;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::cache::OriginRules;
 use crate::cache::residency::Stored;
 use crate::clock;
-use crate::manifest::{About, Manifest, Resource, ResourceId};
+use crate::manifest::{About, Manifest, Resource, ResourceId, Unfit};
 use crate::telemetry::{Metrics, Recorded};
 
 /// Which responses of an origin are recorded.
@@ -128,6 +131,11 @@ impl Hits {
             && self.0.fetch_add(1, Ordering::Relaxed).saturating_add(1) == wanted
     }
 
+    /// The next request makes them `wanted` once more: it was too early to tell.
+    fn again(&self, wanted: u32) {
+        self.0.store(wanted.saturating_sub(1), Ordering::Relaxed);
+    }
+
     /// What was given to one user is not for others.
     pub fn never(&self) {
         self.0.store(NEVER, Ordering::Relaxed);
@@ -139,7 +147,12 @@ impl Hits {
 pub struct Recorder {
     manifest: ArcSwapOption<Manifest>,
     opened: watch::Sender<()>,
+    /// What waits for the first manifest, the oldest first.
+    early: Mutex<VecDeque<Resource>>,
 }
+
+/// Responses that wait for a manifest, at the most. Beyond it the oldest are not told of.
+const MAX_EARLY: usize = 4096;
 
 /// What is fresh for less than this is gone before another node has it.
 const MIN_FRESHNESS: Duration = Duration::from_secs(1);
@@ -147,7 +160,15 @@ const MIN_FRESHNESS: Duration = Duration::from_secs(1);
 impl Recorder {
     /// From now on that one is told; or none.
     pub fn tell(&self, manifest: Option<Manifest>) {
+        let mut early = self.early.lock();
+        if let Some(manifest) = &manifest {
+            for resource in early.drain(..) {
+                // It was found fit, or will not be told; it was counted then.
+                let _ = manifest.record(resource);
+            }
+        }
         self.manifest.store(manifest.map(Arc::new));
+        drop(early);
         self.opened.send_replace(());
     }
 
@@ -166,30 +187,45 @@ impl Recorder {
         if let Some(wanted) = origin.record.min_hits
             && stored.hits.reach(wanted)
         {
-            self.record(origin, stored, metrics);
+            self.record(origin, stored, wanted, metrics);
         }
     }
 
     #[cold]
-    fn record(&self, origin: &OriginRules, stored: &Stored, metrics: &Metrics) {
+    fn record(&self, origin: &OriginRules, stored: &Stored, wanted: u32, metrics: &Metrics) {
         let length = stored.body.object.length();
+        if length.is_none() {
+            // It is arriving, and nobody knows how long it is. Its end is told of, too.
+            stored.hits.again(wanted);
+            return;
+        }
         if !origin.record.wants(stored.key.target(), length)
             || stored.head.headers.contains_key(header::SET_COOKIE)
         {
             return;
         }
-        let Some(manifest) = self.manifest.load_full() else {
-            return;
-        };
-        let now = clock::now();
-        let outcome = match resource(origin, stored, now) {
-            Some(resource) => match manifest.record(resource) {
-                Ok(()) => Recorded::Told,
-                Err(_) => Recorded::Unfit,
-            },
-            None => Recorded::Unfit,
-        };
-        metrics.manifest_recorded.increment(outcome);
+        let told = resource(origin, stored, clock::now()).map(|resource| self.put(resource));
+        metrics.manifest_recorded.increment(match told {
+            Some(Ok(())) => Recorded::Told,
+            Some(Err(_)) | None => Recorded::Unfit,
+        });
+    }
+
+    /// Tells the manifest, or the one that there will be.
+    fn put(&self, resource: Resource) -> Result<(), Unfit> {
+        if let Some(manifest) = self.manifest.load_full() {
+            return manifest.record(resource);
+        }
+        let mut early = self.early.lock();
+        // It may have come meanwhile, and has then taken all that waited.
+        if let Some(manifest) = self.manifest.load_full() {
+            return manifest.record(resource);
+        }
+        if early.len() >= MAX_EARLY {
+            early.pop_front();
+        }
+        early.push_back(resource);
+        Ok(())
     }
 }
 
@@ -322,6 +358,17 @@ mod tests {
         let hits = Hits::default();
         let told: Vec<bool> = (0..5).map(|_| hits.reach(3)).collect();
         assert_eq!(told, [false, false, true, false, false]);
+        let hits = Hits::default();
+        let told: Vec<bool> = (0..4)
+            .map(|at| {
+                let is_told = hits.reach(2);
+                if at == 1 {
+                    hits.again(2);
+                }
+                is_told
+            })
+            .collect();
+        assert_eq!(told, [false, true, true, false]);
         let hits = Hits::default();
         hits.never();
         assert!(!(0..5).any(|_| hits.reach(1)));
