@@ -573,11 +573,16 @@ fn open_cache(config: &Config, metrics: &Arc<Metrics>) -> Result<Cache, StartErr
     // Weak, or the store would hold itself through it.
     let slot: Arc<OnceLock<Weak<Residency>>> = Arc::default();
     let events = {
-        let slot = slot.clone();
+        let (slot, other) = (slot.clone(), slot.clone());
         StoreEvents {
             on_evicted: Box::new(move |object| {
                 if let Some(residency) = slot.get().and_then(Weak::upgrade) {
                     residency.evicted(object);
+                }
+            }),
+            on_damaged: Box::new(move || {
+                if let Some(residency) = other.get().and_then(Weak::upgrade) {
+                    residency.damaged();
                 }
             }),
         }

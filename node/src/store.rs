@@ -132,14 +132,19 @@ pub struct StoreEvents {
     /// with no lock held; not called for [`Store::remove`].
     /// It must not own a [`Store`], which would then never end.
     pub on_evicted: Box<OnEvicted>,
+    /// Blocks that were on the disk are not to be had any more: one of them is damaged, or the disk is given up. Called by
+    /// whichever thread has found that, with no lock held; it must not block, nor own a [`Store`].
+    pub on_damaged: Box<OnDamaged>,
 }
 
 pub type OnEvicted = dyn Fn(&Arc<Object>) + Send + Sync;
+pub type OnDamaged = dyn Fn() + Send + Sync;
 
 impl Default for StoreEvents {
     fn default() -> Self {
         Self {
             on_evicted: Box::new(|_| {}),
+            on_damaged: Box::new(|| {}),
         }
     }
 }
@@ -692,6 +697,7 @@ impl Store {
     /// [`Settings::index_delay`].
     pub fn index_path(&self) -> Option<PathBuf> {
         let disk = self.shared().disk.as_ref();
+        let disk = disk.filter(|disk| !disk.off.load(Ordering::Relaxed));
         disk.map(|disk| disk.dir.join(recover::INDEX))
     }
 
@@ -1173,6 +1179,7 @@ impl Shared {
                 self.set_health(DiskHealth::Off {
                     reason: reason.to_owned(),
                 });
+                (self.events.on_damaged)();
             }
         }
     }
@@ -1238,6 +1245,7 @@ impl Landing {
         state.reading.remove(&self.block.0);
         let slot = state.slots.get(self.block.0);
         let is_there = matches!(slot, Some(Slot::Disk(extent)) if *extent == self.extent);
+        let mut is_lost = false;
         let outcome = match outcome {
             // Given up meanwhile: it does not belong to the body any more.
             Ok(_) if !is_there => Err(ReadError::Absent),
@@ -1246,11 +1254,15 @@ impl Landing {
                 if is_there && error != ReadError::Interrupted {
                     self.object.give_up(&mut state, self.block.0);
                     self.object.queue_row(&mut state);
+                    is_lost = true;
                 }
                 Err(error)
             }
         };
         drop(state);
+        if is_lost {
+            (self.shared.events.on_damaged)();
+        }
         // Set once: `drop` comes second.
         drop(self.flight.outcome.set(outcome));
     }

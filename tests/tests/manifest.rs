@@ -501,7 +501,7 @@ async fn coverage_joins_the_manifest_and_the_disk() {
     }
     manifest.record(resource("/absent")).expect("a row");
     reach(&manifest, 4).await;
-    let reader = manifest.reader().expect("a reader");
+    let mut reader = manifest.reader().expect("a reader");
     reader.attach_index(&index).expect("the index");
     let now = caje_node::clock::now_secs();
     let held = |now| {

@@ -542,6 +542,30 @@ async fn what_is_lost_is_fetched_again() {
     assert!(node.get("/a").await.expect(200).head.is_hit());
 }
 
+/// What rots on the disk is missing from the moment that it is found out, and is fetched again without a client.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_rots_is_fetched_again() {
+    let origin = Origin::start().await;
+    let answer = origin.get("/a").generated(200_000);
+    let _ = answer.cache_control("max-age=60").etag("\"1\"");
+    let node = Node::with(&origin, |config| {
+        eager(config);
+        with_tokens(config);
+    })
+    .await;
+    list(&node, &["/a"]).await;
+    fetched(&node, 1).await;
+    let down = node.down().await;
+    crate::storage::rot(&down.folder().join("store"));
+    let node = down.up(|_| {}).await;
+    manifest(&node).await;
+    let _: Job = told(&node, "POST", path::STORAGE_VERIFY, "").await;
+    fetched(&node, 1).await;
+    assert_eq!(origin.requests("/a"), 2);
+    let got = node.get("/a").host(HOST).await.is_whole("/a", 200_000);
+    assert!(got.head.is_hit());
+}
+
 /// An operator sees what is lacking, has it fetched, stops it and goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_steers_it() {

@@ -266,7 +266,6 @@ async fn rotten_blocks_are_fetched_again() {
     tokio::task::spawn_blocking(move || node.drain())
         .await
         .expect("drain");
-    // Every page of every segment that holds something gets one wrong byte.
     rot(&folder.join("store"));
     let node = Node::run(config, folder).await;
     for target in ["/a", "/b"] {
@@ -283,7 +282,8 @@ async fn rotten_blocks_are_fetched_again() {
     assert!(node.metrics().store_checksum_errors.get(()) > 0);
 }
 
-fn rot(folder: &std::path::Path) {
+/// One wrong byte in every page of the segments in this folder that holds something.
+pub fn rot(folder: &std::path::Path) {
     use std::io::{Read, Seek, SeekFrom, Write};
     let mut rotten = 0;
     for entry in std::fs::read_dir(folder).expect("read a folder") {
@@ -293,11 +293,7 @@ fn rot(folder: &std::path::Path) {
             .expect("a name")
             .to_string_lossy()
             .into_owned();
-        if path.is_dir() {
-            rot(&path);
-            continue;
-        }
-        if name.contains("index") || name.contains("lock") {
+        if !name.starts_with("segment") {
             continue;
         }
         let mut file = std::fs::File::options()

@@ -471,6 +471,11 @@ impl Residency {
         self.lost.notified().await;
     }
 
+    /// The store has lost blocks.
+    pub fn damaged(&self) {
+        self.lost.notify_one();
+    }
+
     fn discard(&self, dropped: &[Arc<Stored>]) {
         for stored in dropped {
             self.owners.pin().remove(&stored.body.object.id().0);

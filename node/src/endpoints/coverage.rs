@@ -67,19 +67,15 @@ pub(super) fn open(shared: &Shared) -> Result<Manifest, Refusal> {
         .ok_or_else(|| no_manifest(shared))
 }
 
-/// A reader that has the store's index beside the manifest. BLOCKING.
+/// A reader that has the store's index beside the manifest; where there is no disk, or none any more, it finds that all
+/// is missing. BLOCKING.
 fn reader(shared: &Shared) -> Result<Reader, Refusal> {
-    let index = shared.control.cache.store.index_path().ok_or_else(|| {
-        Refusal::new(
-            StatusCode::CONFLICT,
-            "no-disk",
-            "the store has no disk, and what is only in memory does not count",
-            "`caje storage` says why",
-        )
-    })?;
-    let reader = open(shared)?.reader().map_err(|error| unreadable(&error))?;
-    let attached = reader.attach_index(&index);
-    attached.map_err(|error| unreadable(&error))?;
+    let reader = open(shared)?.reader();
+    let mut reader = reader.map_err(|error| unreadable(&error))?;
+    if let Some(index) = shared.control.cache.store.index_path() {
+        let attached = reader.attach_index(&index);
+        attached.map_err(|error| unreadable(&error))?;
+    }
     Ok(reader)
 }
 

@@ -16,6 +16,8 @@ use crate::clock::Stamp;
 /// Looks things up. Not to be kept open within a transaction: there are none across calls.
 pub struct Reader {
     connection: Connection,
+    /// There is an index beside the merge.
+    has_index: bool,
 }
 
 /// Which resources are asked for.
@@ -143,7 +145,10 @@ impl Reader {
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(std::time::Duration::from_secs(5))?;
-        Ok(Reader { connection })
+        Ok(Reader {
+            connection,
+            has_index: false,
+        })
     }
 
     /// A resource, if it is recorded.
@@ -177,17 +182,27 @@ impl Reader {
     ///
     /// # Errors
     /// When the file is not there: a store without a disk holds nothing that counts.
-    pub fn attach_index(&self, index: &Path) -> rusqlite::Result<()> {
+    pub fn attach_index(&mut self, index: &Path) -> rusqlite::Result<()> {
         let path = index.to_string_lossy();
         self.connection
             .execute("ATTACH DATABASE ?1 AS disk", [path.as_ref()])?;
         // It is opened only now.
         self.connection
-            .query_row("SELECT count(*) FROM disk.meta", [], |_| Ok(()))
+            .query_row("SELECT count(*) FROM disk.meta", [], |_| Ok(()))?;
+        self.has_index = true;
+        Ok(())
+    }
+
+    /// What the index has of a row of `entry`: nothing, where there is no index.
+    fn held(&self) -> &'static str {
+        match self.has_index {
+            true => HELD,
+            false => "(0 * ifnull(?4, 0))",
+        }
     }
 
     /// Up to `limit` resources behind a cursor, with what the disk holds of them at `now_secs`: one join of the
-    /// merge and the attached index. Bytes that still wait to be written count as not held.
+    /// merge and the attached index. Without one all is missing. Bytes that still wait to be written count as not held.
     pub fn coverage(
         &self,
         filter: &Filter,
@@ -199,7 +214,14 @@ impl Reader {
             let held = held_of(row.get(4)?);
             Ok(listed(row)?.map(|listed| Covered { listed, held }))
         };
-        self.list(filter, after, limit, (HELD, now_secs), "TRUE", covered)
+        self.list(
+            filter,
+            after,
+            limit,
+            (self.held(), now_secs),
+            "TRUE",
+            covered,
+        )
     }
 
     /// The same, of what is not whole on the disk.
@@ -213,17 +235,19 @@ impl Reader {
             let held = held_of(row.get(4)?);
             Ok(listed(row)?.map(|listed| Covered { listed, held }))
         };
-        let is_lacking = format!("{HELD} < 2");
-        self.list(filter, after, limit, (HELD, 0), &is_lacking, covered)
+        let held = self.held();
+        let is_lacking = format!("{held} < 2");
+        self.list(filter, after, limit, (held, 0), &is_lacking, covered)
     }
 
     /// How many resources are not whole on the disk.
     pub fn count_lacking(&self, filter: &Filter) -> rusqlite::Result<u64> {
         let (condition, wanted) = condition(filter);
+        let held = self.held();
         let sql = format!(
             "SELECT count(*) FROM entry
              WHERE url IS NOT NULL AND kind = 1 AND ?1 IS NULL AND ?2 IS NULL AND ?3 IS NULL
-                 AND {HELD} < 2 AND {condition}"
+                 AND {held} < 2 AND {condition}"
         );
         let (nothing, now) = (rusqlite::types::Null, 0_i64);
         let mut parameters: Vec<&dyn ToSql> = vec![&nothing, &nothing, &nothing, &now];
@@ -237,8 +261,9 @@ impl Reader {
 
     /// How many resources the disk holds, and how, at `now_secs`.
     pub fn coverage_counts(&self, now_secs: u64) -> rusqlite::Result<Coverage> {
+        let held = self.held();
         let sql = format!(
-            "SELECT {HELD} AS held, count(*) FROM entry
+            "SELECT {held} AS held, count(*) FROM entry
              WHERE url IS NOT NULL AND ?1 IS NULL AND ?2 IS NULL AND ?3 IS NULL GROUP BY held"
         );
         let mut statement = self.connection.prepare_cached(&sql)?;

@@ -638,10 +638,16 @@ fn coverage_is_what_the_index_holds_of_the_merge() {
     });
     local.apply(&changes).unwrap();
     let index = folder.0.join("index.db");
-    let reader = Reader::open(local.path()).unwrap();
+    let mut reader = Reader::open(local.path()).unwrap();
+    // Without an index nothing is here.
+    let blind = reader.coverage_counts(0).unwrap();
+    assert_eq!(blind.missing, reader.count().unwrap());
+    assert_eq!(reader.count_lacking(&Filter::All).unwrap(), blind.missing);
+    let lacking = reader.lacking(&Filter::All, &Cursor::default(), 100);
+    assert_eq!(lacking.unwrap().items.len() as u64, blind.missing);
     assert!(reader.attach_index(&index).is_err(), "no index yet");
     index_of(&index, &objects);
-    let reader = Reader::open(local.path()).unwrap();
+    let mut reader = Reader::open(local.path()).unwrap();
     reader.attach_index(&index).unwrap();
 
     let mut expected: Vec<(String, Held)> = table

@@ -716,6 +716,7 @@ fn eviction_keeps_below_the_limit_and_spares_what_is_used() {
             let evicted = evicted.clone();
             move |object| evicted.lock().push(object.id())
         }),
+        ..StoreEvents::default()
     };
     let (store, _) = Store::open(dir.cold_settings(), events).unwrap();
     ring_on(async {

@@ -103,7 +103,7 @@ fn run(asked: &mpsc::Receiver<Ask>, store: &Store, path: &Path) {
                     let (Some(manifest), Some(index)) = (&manifest, store.index_path()) else {
                         return Ok(None);
                     };
-                    let reader = manifest.reader()?;
+                    let mut reader = manifest.reader()?;
                     reader.attach_index(&index)?;
                     Ok(Some(reader))
                 };
