@@ -27,7 +27,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -193,6 +193,7 @@ impl Manifest {
             left: None,
             forget: BTreeSet::new(),
             unread: BTreeSet::new(),
+            broken: BTreeMap::new(),
             backoff: FIRST_BACKOFF,
             last_publication: None,
             files: if engine.readers_recover() {
@@ -519,9 +520,15 @@ impl Counters {
         });
     }
 
-    fn well(&self) {
+    /// Another's database cannot be read, which says nothing of the folder.
+    fn unreadable(&self, error: &str) {
+        self.count(|status| status.error = Some(error.to_owned()));
+    }
+
+    /// All went well, but for what could not be read of others.
+    fn well_but(&self, error: Option<String>) {
         self.count(|status| {
-            status.error = None;
+            status.error = error;
             status.is_gone = false;
         });
     }

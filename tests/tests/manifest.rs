@@ -1,5 +1,6 @@
 //! What nodes say to one another through the manifest: on a shared folder, and on real LiteFS.
 
+use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -369,6 +370,65 @@ async fn what_a_forgotten_node_took_away_stays_away() {
     for node in [late, a] {
         node.close();
     }
+}
+
+/// A database that nobody can read holds up neither what others say nor what one says oneself; a node that has read all
+/// others has not caught up, until that one is forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_cannot_be_read_holds_up_no_other() {
+    let folder = Folder::new();
+    let shared = folder.join("shared");
+    let engine = || Arc::new(Local::open(&shared).expect("a folder"));
+    drop(engine());
+    fs::write(shared.join("m-broken.db"), [b'x'; 8192]).expect("write a file");
+    let (a, b) = (open(engine(), &folder, "a"), open(engine(), &folder, "b"));
+    let tells_of_it = |status: &Status| {
+        let error = status.error.as_deref();
+        error.is_some_and(|error| error.contains("what broken says"))
+    };
+    settled(&b, tells_of_it).await;
+    let agree = async {
+        for number in 0..40 {
+            let (one, other) = if number % 2 == 0 { (&a, &b) } else { (&b, &a) };
+            one.record(resource(&format!("/{number}"))).expect("a row");
+            reach(other, number + 1).await;
+        }
+    };
+    within("40 rows, one after the other", agree).await;
+    assert!(tells_of_it(&b.status()) && !b.status().caught_up);
+    b.forget_author("broken");
+    for node in [&a, &b] {
+        settled(node, |status| status.caught_up && status.error.is_none()).await;
+    }
+    a.close();
+    b.close();
+}
+
+/// A damaged database of one's own is made anew, also where the damage shows only when it is read through.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_database_of_one_s_own_is_made_anew() {
+    const ROWS: u64 = 3000;
+    let folder = Folder::new();
+    let shared = folder.join("shared");
+    let engine = || Arc::new(Local::open(&shared).expect("a folder"));
+    let a = open(engine(), &folder, "a");
+    for number in 0..ROWS {
+        a.record(resource(&format!("/{number}"))).expect("a row");
+    }
+    settled(&a, |status| status.rows_published == ROWS).await;
+    a.close();
+    let database = shared.join("m-a.db");
+    let mut bytes = fs::read(&database).expect("read a database");
+    let third = bytes.len() / 3;
+    bytes[third..2 * third].fill(0xff);
+    fs::write(&database, bytes).expect("write a database");
+    let a = open(engine(), &folder, "a");
+    settled(&a, |status| status.rows_lost == ROWS && status.outbox == 0).await;
+    let b = open(engine(), &folder, "b");
+    reach(&b, ROWS).await;
+    settled(&a, |status| status.error.is_none()).await;
+    a.close();
+    b.close();
 }
 
 /// No row is published without the lock.

@@ -16,13 +16,16 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionB
 use rusqlite_migration::{M, Migrations};
 
 use super::local::Outgoing;
-use super::rows::{Kind, Row};
+use super::rows::{Kind, MAX_KEY_BYTES, MAX_VALUE_BYTES, Row};
 use crate::clock::{HybridClock, Stamp};
 use crate::cluster::Turn;
 
 /// The versions of an author's database, oldest first; a published one is never changed. Readers must find
 /// `owner` and `entry` with the columns of the first in every one.
 pub(super) const MIGRATIONS: &[M<'static>] = &[M::up(include_str!("author.sql"))];
+
+/// Bytes of a page, about: a database that another wrote may have rows of any size.
+const PAGE_BYTES: usize = 8 << 20;
 
 /// How long a statement waits for another process's.
 const BUSY: Duration = Duration::from_secs(5);
@@ -326,8 +329,12 @@ pub(super) struct Page {
     /// Of the owner row; `None` before there is one.
     pub instance: Option<String>,
     pub rows: Vec<Row>,
+    /// Rows that are no rows: too large, or of other types. They are passed over.
+    pub unfit: u64,
     /// Of the last row: where the next page begins.
     pub published: Stamp,
+    /// There is more behind it.
+    pub has_more: bool,
 }
 
 #[cfg(test)]
@@ -355,16 +362,45 @@ fn read_with(
     page.instance = transaction
         .query_row("SELECT instance FROM owner", [], |row| row.get(0))
         .optional()?;
+    // What is too large is not even read: an empty blob is no value of any row.
     let mut statement = transaction.prepare(
-        "SELECT kind, key, stamp, value, published FROM entry
-         WHERE published > ?1 ORDER BY published LIMIT ?2",
+        "SELECT kind, key, stamp, iif(octet_length(value) > ?3 OR octet_length(key) > ?4, x'', value), published
+         FROM entry WHERE published > ?1 AND typeof(published) = 'integer' ORDER BY published LIMIT ?2",
     )?;
-    let mut rows = statement.query(params![after.0.cast_signed(), limit as i64])?;
+    let (longest, longest_key) = (MAX_VALUE_BYTES as i64, MAX_KEY_BYTES as i64);
+    let mut rows = statement.query(params![
+        after.0.cast_signed(),
+        limit as i64,
+        longest,
+        longest_key
+    ])?;
+    let (mut seen, mut bytes) = (0, 0);
     while let Some(row) = rows.next()? {
-        page.rows.push(read_row(row, author)?);
+        seen += 1;
         page.published = Stamp(row.get::<_, i64>(4)?.cast_unsigned());
+        match read_row(row, author) {
+            Ok(row) => {
+                bytes += row.key.len() + row.value.as_ref().map_or(0, String::len);
+                page.rows.push(row);
+            }
+            // SQLite's types are those of values, and whoever made the table may have let anything in.
+            Err(error) if is_type(&error) => page.unfit += 1,
+            Err(error) => return Err(error.into()),
+        }
+        if bytes >= PAGE_BYTES {
+            break;
+        }
     }
+    page.has_more = seen == limit || bytes >= PAGE_BYTES;
     Ok(page)
+}
+
+fn is_type(error: &rusqlite::Error) -> bool {
+    use rusqlite::Error::{FromSqlConversionFailure, InvalidColumnType, Utf8Error};
+    matches!(
+        error,
+        FromSqlConversionFailure(..) | InvalidColumnType(..) | Utf8Error(..)
+    )
 }
 
 #[cfg(test)]
@@ -390,7 +426,8 @@ fn read_by_key_with(
     let rows = statement.query_and_then(params![kind, key, limit as i64], |row| {
         read_row(row, author)
     })?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    let is_row = |row: &rusqlite::Result<Row>| !row.as_ref().is_err_and(is_type);
+    Ok(rows.filter(is_row).collect::<Result<_, _>>()?)
 }
 
 fn read_row(row: &rusqlite::Row<'_>, author: &str) -> rusqlite::Result<Row> {

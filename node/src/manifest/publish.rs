@@ -11,8 +11,11 @@
 //! in doubt: once the lock was granted, and so all is here that there is, compare the own rows with the database,
 //!           and put what is missing back into the outbox
 //! ```
+//!
+//! A database of another that cannot be read is tried again after a pause of its own. It holds up nothing else, but until
+//! it was read the node has not caught up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -168,6 +171,8 @@ pub(super) struct Publisher {
     pub(super) forget: BTreeSet<String>,
     /// Databases that are to be read.
     pub(super) unread: BTreeSet<String>,
+    /// Databases that could not be read: each is tried again by itself, and holds up nothing else.
+    pub(super) broken: BTreeMap<String, Broken>,
     pub(super) backoff: Duration,
     pub(super) last_publication: Option<Instant>,
     /// Of the shared folder.
@@ -185,6 +190,14 @@ pub(super) struct Publisher {
     pub(super) opened: Instant,
 }
 
+/// A database that could not be read.
+pub(super) struct Broken {
+    error: String,
+    /// When it is tried again, and after which pause.
+    again: Instant,
+    pause: Duration,
+}
+
 /// What a publication leaves in the outbox.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Left {
@@ -192,6 +205,11 @@ enum Left {
     More,
     /// It has failed.
     Unknown,
+}
+
+/// What cannot be read of whom.
+fn told_of(author: &str, error: &str) -> String {
+    format!("what {author} says: {error}")
 }
 
 impl Publisher {
@@ -202,7 +220,8 @@ impl Publisher {
         let mut retry: Option<Instant> = None;
         loop {
             let next = retry.or(due.then(Instant::now));
-            let next = [next, self.look].into_iter().flatten().min();
+            let again = self.broken.values().map(|broken| broken.again).min();
+            let next = [next, self.look, again].into_iter().flatten().min();
             let work = self.tasks.next(next);
             self.counters.begin();
             let was_fresh = self.is_fresh;
@@ -216,16 +235,18 @@ impl Publisher {
             list |= work.resync;
             self.in_doubt |= work.role;
             self.unread.extend(work.changed);
+            self.unread.extend(self.due_again());
             self.forget.extend(work.forget);
             if is_pause {
+                self.read_all();
                 self.counters.end();
                 continue;
             }
             let listed = !list || self.list();
             list = !listed;
             let forgotten = self.forget_all();
-            let read = self.read_all();
-            if self.is_fresh && listed && read && !self.caught_up {
+            self.read_all();
+            if self.is_fresh && listed && self.broken.is_empty() && !self.caught_up {
                 self.caught_up = true;
                 self.counters.caught_up();
                 self.changed.send_modify(|generation| *generation += 1);
@@ -243,10 +264,12 @@ impl Publisher {
             if work.stop && left != Left::More {
                 return;
             }
-            if listed && forgotten && read && left != Left::Unknown {
+            if listed && forgotten && left != Left::Unknown {
                 retry = None;
                 self.backoff = BACKOFF.0;
-                self.counters.well();
+                let broken = self.broken.iter().next();
+                let error = broken.map(|(author, broken)| told_of(author, &broken.error));
+                self.counters.well_but(error);
             } else {
                 retry = Some(Instant::now() + self.backoff);
                 self.backoff = (self.backoff * 2).min(BACKOFF.1);
@@ -276,7 +299,7 @@ impl Publisher {
                 emptied = Some(author::empty(turn, &author));
             });
             let done = match (emptied, published) {
-                (Some(Err(error)), _) => Err(error.into()),
+                (Some(Err(error)), _) => Err(self.after_damage(&author, error)),
                 (emptied, published) => published
                     .map(|_| matches!(emptied, Some(Ok(true))))
                     .map_err(PublishError::from),
@@ -364,22 +387,47 @@ impl Publisher {
         }
     }
 
-    /// Reads what has changed. Says whether all could be read.
-    fn read_all(&mut self) -> bool {
-        let mut whole = true;
+    /// Those whose pause is over.
+    fn due_again(&self) -> Vec<String> {
+        let now = Instant::now();
+        let due = self.broken.iter().filter(|(_, broken)| broken.again <= now);
+        due.map(|(author, _)| author.clone()).collect()
+    }
+
+    /// Reads what has changed.
+    fn read_all(&mut self) {
         for author in std::mem::take(&mut self.unread) {
             let read = if author == self.local.owner().node {
                 self.look_after_own()
             } else {
                 self.read(&author)
             };
-            if let Err(error) = read {
-                self.failed(&author, &error);
-                whole = false;
-                self.unread.insert(author);
+            match read {
+                Ok(()) => drop(self.broken.remove(&author)),
+                Err(error) => self.is_broken(author, &error),
             }
         }
-        whole
+    }
+
+    fn is_broken(&mut self, author: String, error: &PublishError) {
+        let known = self.broken.get(&author);
+        let pause = known.map_or(BACKOFF.0, |known| (known.pause * 2).min(BACKOFF.1));
+        if known.is_none() {
+            tracing::warn!(author, %error, "what a node says cannot be read; tried again");
+        } else {
+            tracing::debug!(author, %error, "what a node says cannot be read; tried again");
+        }
+        let error = error.to_string();
+        self.counters.unreadable(&told_of(&author, &error));
+        let again = Instant::now() + pause;
+        self.broken.insert(
+            author,
+            Broken {
+                error,
+                again,
+                pause,
+            },
+        );
     }
 
     /// The own database stands where we left it, or something was undone.
@@ -404,15 +452,22 @@ impl Publisher {
             let page = self
                 .files
                 .read(&database, author, after, PAGE_ROWS, recover)?;
+            if page.unfit > 0 {
+                tracing::warn!(
+                    author,
+                    rows = page.unfit,
+                    "rows of the manifest are not taken: they are none"
+                );
+            }
             let merged = self.local.merge(author, &page)?;
             rows += merged.rows;
-            self.counters.refused(merged.refused);
+            self.counters.refused(merged.refused + page.unfit);
             if merged.is_another {
                 // What it had said is gone, and what others say in its place is to be read.
                 self.tasks.event(Event::Resync);
                 rows += 1;
             }
-            if !merged.is_another && page.rows.len() < PAGE_ROWS {
+            if !merged.is_another && !page.has_more {
                 break;
             }
         }
@@ -436,7 +491,7 @@ impl Publisher {
             written = Some(self.files.write(turn, owner, &self.clock, &rows));
         });
         let written = match written {
-            Some(Err(error)) => return Err(self.after_damage(error)),
+            Some(Err(error)) => return Err(self.after_damage(&owner.node, error)),
             Some(Ok(written)) => Some(written),
             None => None,
         };
@@ -464,11 +519,14 @@ impl Publisher {
     }
 
     /// A damaged file of our own, which replicates to nobody, is made anew.
-    fn after_damage(&self, error: AuthorError) -> PublishError {
+    fn after_damage(&self, author: &str, error: AuthorError) -> PublishError {
         if error.is_damage() && self.engine.readers_recover() {
-            let database = self.engine.database(&self.local.owner().node);
+            let database = self.engine.database(author);
             tracing::warn!(database = %database.display(), "made anew: it was damaged");
-            // What cannot be removed is met again at the next attempt.
+            // A journal would be played into the next one. What cannot be removed is met again at the next attempt.
+            let mut journal = database.clone().into_os_string();
+            journal.push("-journal");
+            let _ = std::fs::remove_file(journal);
             let _ = std::fs::remove_file(database);
         }
         error.into()
@@ -484,7 +542,8 @@ impl Publisher {
             self.counters.begin();
             let page = self
                 .files
-                .read_by_key(&database, node, (from.0, &from.1), PAGE_ROWS)?;
+                .read_by_key(&database, node, (from.0, &from.1), PAGE_ROWS)
+                .map_err(|error| self.after_damage(node, error))?;
             let whole = page.len() < PAGE_ROWS;
             lost += self.local.compare((from.0, &from.1), &page, whole)?;
             match page.last() {

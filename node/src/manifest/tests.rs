@@ -82,12 +82,15 @@ fn publish(local: &Local, database: &Path) -> usize {
 
 /// Reads all that is new in another's database.
 fn follow(local: &Local, database: &Path, author: &str) {
+    follow_by(local, database, author, 3);
+}
+
+fn follow_by(local: &Local, database: &Path, author: &str, rows: usize) {
     loop {
         let after = local.watermark(author).unwrap();
-        let page = author::read(database, author, after, 3, true).unwrap();
-        let rows = page.rows.len();
+        let page = author::read(database, author, after, rows, true).unwrap();
         let merged = local.merge(author, &page).unwrap();
-        if !merged.is_another && rows < 3 {
+        if !merged.is_another && !page.has_more {
             return;
         }
     }
@@ -164,6 +167,7 @@ fn merging_is_commutative_associative_and_idempotent() {
                     instance: Some("i".into()),
                     rows: piece.iter().map(|at| rows[*at].clone()).collect(),
                     published: Stamp(1),
+                    ..Page::default()
                 };
                 local.merge("any", &page).unwrap();
             }
@@ -480,10 +484,76 @@ fn forged_rows_are_not_merged() {
             row(key, 1, &value),
         ],
         published: Stamp(9),
+        ..Page::default()
     };
     let merged = local.merge("evil", &page).unwrap();
     assert_eq!((merged.rows, merged.refused), (1, 5));
     assert_eq!(urls(&local, &Filter::All), ["https://example.com/good"]);
+}
+
+/// Whoever makes a database by himself may put anything into it: what is no row is passed over, and nothing too large is
+/// read.
+#[test]
+fn what_is_no_row_is_passed_over() {
+    let folder = Folder::new();
+    let database = folder.database("evil");
+    let made = rusqlite::Connection::open(&database).unwrap();
+    let tables = "PRAGMA user_version = 1; CREATE TABLE owner (one, node, instance);
+        INSERT INTO owner VALUES (1, 'evil', 'i');
+        CREATE TABLE entry (kind, key, stamp, published, value);";
+    made.execute_batch(tables).unwrap();
+    let (key, value) = resource("/good").encode().unwrap();
+    for (stamp, published, value) in [
+        ("1", "1", "x'00ff'"),
+        ("'soon'", "2", "'{}'"),
+        ("1", "3", "printf('%.*c', 300000, 'x')"),
+        ("1", "'later'", "'{}'"),
+        ("1", "NULL", "'{}'"),
+        ("1", "4", "1.5"),
+        ("1", "5", "cast(x'ff' AS TEXT)"),
+    ] {
+        let insert = format!("INSERT INTO entry VALUES (1, ?1, {stamp}, {published}, {value})");
+        made.execute(&insert, [&key]).unwrap();
+    }
+    let good = "INSERT INTO entry VALUES (1, ?1, 1, 9, ?2)";
+    made.execute(good, rusqlite::params![key, value]).unwrap();
+    let (mut after, mut unfit, mut rows) = (Stamp(0), 0, Vec::new());
+    loop {
+        let page = author::read(&database, "evil", after, 2, true).unwrap();
+        unfit += page.unfit;
+        rows.extend(page.rows);
+        after = page.published;
+        if !page.has_more {
+            break;
+        }
+    }
+    assert_eq!(unfit, 5);
+    assert_eq!((rows.len(), rows[0].value.as_ref()), (1, Some(&value)));
+    assert_eq!(after, Stamp(9));
+}
+
+/// A page ends before it is too large, and the next one goes on.
+#[test]
+fn a_page_has_a_size() {
+    let folder = Folder::new();
+    let (one, other) = (folder.0.join("one"), folder.0.join("other"));
+    for dir in [&one, &other] {
+        std::fs::create_dir(dir).unwrap();
+    }
+    let (local, reader) = (open(&one, "a"), open(&other, "b"));
+    let large = |number: u32| {
+        let mut large = resource(&format!("/{number}"));
+        large.about.why = "x".repeat(200_000);
+        record(&large)
+    };
+    let all: Vec<Change> = (0..60).map(large).collect();
+    local.apply(&all).unwrap();
+    let database = folder.database("a");
+    publish(&local, &database);
+    let page = author::read(&database, "a", Stamp(0), PAGE_ROWS, true).unwrap();
+    assert!(page.has_more && (40..45).contains(&page.rows.len()));
+    follow_by(&reader, &database, "a", PAGE_ROWS);
+    assert_eq!(urls(&reader, &Filter::All).len(), 60);
 }
 
 #[test]
