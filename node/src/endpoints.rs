@@ -220,6 +220,8 @@ struct Endpoint {
     path: &'static str,
     /// What a token must allow. `None`: open to whoever reaches the admin listener.
     scope: Option<Scope>,
+    /// Any token will do, whatever it allows.
+    takes_any_token: bool,
     /// Whom it is about, where that may be other nodes.
     over: Option<Over>,
     summary: &'static str,
@@ -241,6 +243,7 @@ impl Endpoint {
             method,
             path,
             scope: scope.into(),
+            takes_any_token: path == path::AUTH,
             over: over::of_path(path),
             summary,
             query: None,
@@ -322,6 +325,7 @@ fn router(shared: &Node) -> Router {
         let guard = access::Guard {
             node: shared.clone(),
             scope: endpoint.scope,
+            takes_any_token: endpoint.takes_any_token,
             // A dry run counts over all nodes; what it purges itself a node is told elsewhere.
             is_for_nodes: endpoint.over.is_some()
                 || endpoint.scope == Some(Scope::Node)

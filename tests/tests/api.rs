@@ -11,6 +11,7 @@ use http_body_util::Full;
 /// One user's; must be seen nowhere.
 pub const TOKEN: &str = "caje_canary_5c1f9a_all_scopes";
 const READER: &str = "caje_canary_5c1f9a_reads_only";
+const PURGER: &str = "caje_canary_5c1f9a_purges_only";
 
 pub fn with_tokens(config: &mut Config) {
     let token = |name: &str, token: &str, scopes: &[Scope]| Token {
@@ -21,6 +22,7 @@ pub fn with_tokens(config: &mut Config) {
     config.admin.tokens = vec![
         token("all", TOKEN, &[Scope::Read, Scope::Purge, Scope::Admin]),
         token("reader", READER, &[Scope::Read]),
+        token("purger", PURGER, &[Scope::Purge]),
     ];
 }
 
@@ -147,6 +149,12 @@ async fn a_token_allows_what_its_scopes_say() {
         auth.contains("\"reader\"") && auth.contains("\"read\"") && !auth.contains(READER),
         "{auth}"
     );
+    // Whose it is, whatever it allows.
+    for method in ["GET", "POST"] {
+        let auth = with(method, path::AUTH, PURGER).await.expect(200).text();
+        assert!(auth.contains("\"purger\""), "{auth}");
+    }
+    refused(&with("GET", path::STATUS, PURGER).await, 403, "scope");
     let head = with("HEAD", path::STATUS, "caje_wrong").await;
     assert_eq!(head.status(), 401);
     assert_eq!(with("OPTIONS", path::STATUS, "x").await.status(), 405);
@@ -475,7 +483,15 @@ async fn a_url_is_purged() {
     };
     assert_eq!(method(READER).await.status(), 405);
     method(TOKEN).await.expect(200);
-    for body in ["{}", "", "{\"flies\": []}", r#"{"files": ["/a"]}"#] {
+    for body in [
+        "{}",
+        "",
+        "{\"flies\": []}",
+        r#"{"files": ["/a"]}"#,
+        r#"{"tags": [""]}"#,
+        // Less than a host is meant.
+        r#"{"hosts": ["a.example/v/"]}"#,
+    ] {
         let request = ask(&node, "POST", path::PURGE).header("authorization", &bearer(TOKEN));
         refused(&request.body(body).await, 400, "bad-request");
     }

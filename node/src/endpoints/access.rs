@@ -91,6 +91,8 @@ fn network_of(address: IpAddr) -> IpAddr {
 pub(super) struct Guard {
     pub(super) node: Node,
     pub(super) scope: Option<Scope>,
+    /// Whether it need not allow that.
+    pub(super) takes_any_token: bool,
     /// Whether another node may ask for it.
     pub(super) is_for_nodes: bool,
     /// It never asks another node.
@@ -151,7 +153,8 @@ pub(super) async fn guard(
         true => client_of(headers).unwrap_or(peer),
         false => peer,
     };
-    let mut judged = admit(&guard.node, &config.admin, address, headers, Some(scope));
+    let needed = (!guard.takes_any_token).then_some(scope);
+    let mut judged = admit(&guard.node, &config.admin, address, headers, needed);
     if !is_public {
         judged = judged.and_then(|identity| {
             is_our_host(headers, &config.admin)?;

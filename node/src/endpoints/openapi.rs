@@ -79,7 +79,11 @@ fn operation(endpoint: &Endpoint) -> Value {
         operation["requestBody"] = json!({"content": {"application/json": {"schema": ask.schema}}});
     }
     if let Some(scope) = endpoint.scope {
-        operation["security"] = json!([{"token": [scope.as_str()]}]);
+        let scopes = match endpoint.takes_any_token {
+            true => json!([]),
+            false => json!([scope.as_str()]),
+        };
+        operation["security"] = json!([{"token": scopes}]);
         operation["responses"]["default"] = fault;
     }
     operation

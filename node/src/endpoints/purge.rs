@@ -158,6 +158,10 @@ impl Wanted {
             target: key.target().to_vec().into(),
         }));
         for tag in &ask.tags {
+            if tag.is_empty() {
+                let message = "a tag is empty";
+                return Err(Refusal::bad(message, "leave it out, or name a tag"));
+            }
             selectors.push(Selector::Tag(tag.clone().into()));
             filters.push(Filter::of_tag(tag));
         }
@@ -171,6 +175,11 @@ impl Wanted {
             filters.push(filter);
         }
         for host in &ask.hosts {
+            if host.contains(['/', '?', '#', '@']) {
+                let message = format!("`{}` is more than a host", host.escape_default());
+                let remedy = "name a host, with its port if it has one; what has a path is a prefix, or one of the files";
+                return Err(Refusal::bad(message, remedy));
+            }
             // The scheme decides only which port is left out.
             let key = key_of(&format!("http://{host}/"))?;
             selectors.push(Selector::Host(key.authority().into()));

@@ -50,12 +50,16 @@ impl Tags {
     }
 }
 
-/// The tags that a `PURGE` request names in `Surrogate-Key`.
+/// The tags that a `PURGE` request names in `Surrogate-Key`: all of them, as many as its head has room for.
 pub fn named_tags(request: &HeaderMap) -> Vec<Box<[u8]>> {
-    let mut tags = Vec::new();
-    for line in request.get_all(SURROGATE_KEY) {
-        collect(&mut tags, line.as_bytes().split(u8::is_ascii_whitespace));
-    }
+    let lines = request.get_all(SURROGATE_KEY).iter();
+    let mut tags: Vec<Box<[u8]>> = lines
+        .flat_map(|line| line.as_bytes().split(u8::is_ascii_whitespace))
+        .filter(|tag| !tag.is_empty())
+        .map(Box::from)
+        .collect();
+    tags.sort_unstable();
+    tags.dedup();
     tags
 }
 
@@ -177,6 +181,14 @@ mod tests {
         assert_eq!(found.tags.len(), MAX_TAGS);
         assert_eq!(texts(&found.tags)[0], fitting);
         assert!(found.groups.is_empty());
+        // Who purges by many means all of them.
+        let named = named_tags(&headers(&[("surrogate-key", &many.join(" "))]));
+        assert_eq!(named.len(), 200);
+        let named = named_tags(&headers(&[
+            ("surrogate-key", " b a "),
+            ("surrogate-key", "b"),
+        ]));
+        assert_eq!(texts(&named), ["a", "b"]);
     }
 
     #[test]
