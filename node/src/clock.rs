@@ -52,8 +52,12 @@ pub fn now_secs() -> u64 {
 pub struct Stamp(pub u64);
 
 impl Stamp {
-    /// No clock comes near it, and later ones are not believed: the year 4199.
-    pub const MAX: Stamp = Stamp(1 << 62);
+    /// No clock comes near it, and nobody's own readings are made later by one that is: the year 3084.
+    const LAST_WITNESSED: Stamp = Stamp(1 << 61);
+
+    /// Later ones are not believed. Who has witnessed the last that counts has billions of readings up to here: what
+    /// one node forges must not make the words of all others unbelievable.
+    pub const MAX: Stamp = Stamp((1 << 61) + (1 << 32));
 
     /// The wall time in it.
     pub fn time(self) -> SystemTime {
@@ -86,7 +90,7 @@ impl HybridClock {
     fn tick_at(&self, now: SystemTime) -> Stamp {
         let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let wall = u64::try_from(since.as_millis()).unwrap_or(u64::MAX) << 16;
-        let next = |last: u64| wall.min(Stamp::MAX.0).max(last + 1);
+        let next = |last: u64| wall.min(Stamp::LAST_WITNESSED.0).max(last + 1);
         let last = self
             .last
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
@@ -96,9 +100,9 @@ impl HybridClock {
         Stamp(next(last.unwrap_or_else(|last| last)))
     }
 
-    /// Readings from here on are later than `seen`. One beyond [`Stamp::MAX`] is not believed.
+    /// Readings from here on are later than `seen`, unless that is later than any clock could be.
     pub fn witness(&self, seen: Stamp) {
-        if seen <= Stamp::MAX {
+        if seen <= Stamp::LAST_WITNESSED {
             self.last.fetch_max(seen.0, Ordering::Relaxed);
         }
     }
@@ -132,6 +136,10 @@ mod tests {
         clock.witness(Stamp(u64::MAX));
         assert_eq!(clock.tick_at(UNIX_EPOCH), Stamp((9 << 16) + 2));
         clock.witness(Stamp::MAX);
-        assert!(clock.tick() > Stamp::MAX);
+        assert_eq!(clock.tick_at(UNIX_EPOCH), Stamp((9 << 16) + 3));
+        // Whatever was witnessed, others believe the readings that follow.
+        clock.witness(Stamp::LAST_WITNESSED);
+        let after = clock.tick();
+        assert!(after > Stamp::LAST_WITNESSED && after < Stamp::MAX);
     }
 }
