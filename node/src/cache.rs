@@ -309,7 +309,7 @@ impl Cache {
                 (None, _) => 0,
             };
             let is_durable = written.await;
-            cache.wake_sweeper(matched, soft);
+            cache.wake_sweeper(matched);
             Purged {
                 matched,
                 is_durable,
@@ -322,13 +322,14 @@ impl Cache {
     pub fn purge_soon(&self, selector: Selector) -> u64 {
         let (matched, ..) = self.apply(selector, false);
         let matched = matched.unwrap_or_default();
-        self.wake_sweeper(matched, false);
+        self.wake_sweeper(matched);
         matched
     }
 
-    /// What was not stored yet is judged when it comes: only what was gives space back.
-    fn wake_sweeper(&self, matched: u64, soft: bool) {
-        if matched > 0 && !soft {
+    /// What was not stored yet is judged when it comes: only what was gives space back, or has a row in the index.
+    fn wake_sweeper(&self, matched: u64) {
+        if matched > 0 {
+            self.residency.note_purged();
             self.sweeper.notify_one();
         }
     }

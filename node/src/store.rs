@@ -611,6 +611,12 @@ impl Store {
         }
     }
 
+    /// Has the index say what is so by now, within the time that a commit takes.
+    pub async fn write_index(&self) {
+        // Whether it is on the disk is not asked.
+        let _ = self.record_purges(Vec::new()).await;
+    }
+
     /// Notes a use, for eviction.
     #[inline]
     pub fn touch(&self, object: &Object, now: SystemTime) {

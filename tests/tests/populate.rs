@@ -566,6 +566,72 @@ async fn what_rots_is_fetched_again() {
     assert!(got.head.is_hit());
 }
 
+/// What was cleared or purged a moment ago is lacking at once, and what was purged softly is stale: to who asks, and to
+/// a run that begins.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_purged_a_moment_ago_is_lacking() {
+    let origin = Origin::start().await;
+    let _ = origin.prefix("/").body("x").cache_control("max-age=3600");
+    let node = Node::with(&origin, with_tokens).await;
+    let targets: Vec<String> = (0..20).map(|n| format!("/{n}")).collect();
+    list(
+        &node,
+        &targets.iter().map(String::as_str).collect::<Vec<_>>(),
+    )
+    .await;
+    let known = manifest(&node).await;
+    let count = || known.reader().and_then(|reader| reader.count());
+    until(|| "rows".to_owned(), || count() == Ok(20)).await;
+    let populate = async || {
+        let ask = r#"{"kind": "populate"}"#;
+        let job: Job = told(&node, "POST", path::JOBS, ask).await;
+        let events = path::JOB_EVENTS.replace("{id}", &job.id);
+        let watched = Ask::new(node.inner().admin_address(), "GET", &events)
+            .host("127.0.0.1")
+            .header("authorization", &bearer(TOKEN));
+        let _ = watched.await.expect(200);
+        let ended: Job = told(&node, "GET", &path::JOB.replace("{id}", &job.id), "").await;
+        ended.done
+    };
+    let covered = async || {
+        let mut all: Coverage = told(&node, "GET", path::COVERAGE, "").await;
+        let NodeCoverage {
+            present,
+            stale,
+            missing,
+            ..
+        } = all.nodes.remove(0);
+        (present, stale, missing)
+    };
+    assert_eq!(populate().await, 20);
+    let all = format!("{}?tier=disk", path::NODE_CACHE.replace("{id}", "test"));
+    for (method, target, body) in [
+        ("DELETE", all.as_str(), ""),
+        ("POST", path::PURGE, r#"{"purge_everything": true}"#),
+        ("POST", path::PURGE, r#"{"hosts": ["a.example"]}"#),
+    ] {
+        node.inner().store().flush().await;
+        assert_eq!(covered().await, (20, 0, 0));
+        let _: serde_json::Value = told(&node, method, target, body).await;
+        assert_eq!(covered().await, (0, 0, 20), "{target} {body}");
+        assert_eq!(populate().await, 20, "{target} {body}");
+    }
+    node.inner().store().flush().await;
+    let _: serde_json::Value = told(
+        &node,
+        "POST",
+        path::INVALIDATE,
+        r#"{"hosts": ["a.example"]}"#,
+    )
+    .await;
+    assert_eq!(covered().await, (0, 20, 0));
+    // Confirmed by the origin, it is fresh again.
+    let _ = node.get("/0").host(HOST).await.says("x");
+    node.at_rest().await;
+    node.inner().store().flush().await;
+    assert_eq!(covered().await, (1, 19, 0));
+}
+
 /// An operator sees what is lacking, has it fetched, stops it and goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_steers_it() {

@@ -57,6 +57,8 @@ pub struct Stored {
     validates_always: AtomicBool,
     /// The generation of purges that it was last held against.
     seen: AtomicU64,
+    /// The index knows that it is stale before its time.
+    told_stale: AtomicBool,
     pub hits: Hits,
 }
 
@@ -79,6 +81,7 @@ impl Stored {
             outdated: AtomicU64::new(0),
             validates_always: AtomicBool::new(false),
             seen: AtomicU64::new(0),
+            told_stale: AtomicBool::new(false),
             hits: Hits::default(),
         })
     }
@@ -183,6 +186,10 @@ pub struct Residency {
     changes: Mutex<Ledger>,
     /// Told when something was taken out that nothing has replaced.
     lost: Notify,
+    /// Whether something was purged since the last sweep began.
+    unswept: AtomicBool,
+    /// Held by who sweeps.
+    sweeping: Mutex<()>,
     /// Keys whose last answer could not be shared, until when (seconds of the node's clock).
     unshareable: quick_cache::sync::Cache<[u8; 32], u64>,
     /// When a key was last invalidated here: what another node has of it may be older.
@@ -198,6 +205,8 @@ impl Residency {
             purges: Purges::default(),
             changes: Mutex::default(),
             lost: Notify::new(),
+            unswept: AtomicBool::new(false),
+            sweeping: Mutex::new(()),
             unshareable: quick_cache::sync::Cache::new(MAX_UNSHAREABLE),
             invalidated: quick_cache::sync::Cache::new(MAX_INVALIDATED),
         }
@@ -361,9 +370,19 @@ impl Residency {
         within.map(older).sum()
     }
 
-    /// Takes out what is purged and has not been met, so that its space comes back. Looks at everything
-    /// that is stored, so on no data thread. Returns how many responses went.
+    /// There is something to sweep.
+    pub fn note_purged(&self) {
+        self.unswept.store(true, Ordering::Release);
+    }
+
+    /// Takes out what is purged and has not been met, so that its space comes back, and has the index know what was
+    /// made stale. Looks at everything that is stored, so on no data thread; if nothing was purged since the last time,
+    /// at nothing. Returns how many responses went.
     pub fn sweep(&self) -> u64 {
+        let _one = self.sweeping.lock();
+        if !self.unswept.swap(false, Ordering::AcqRel) {
+            return 0;
+        }
         let mut removed = 0;
         let resources = self.resources.pin();
         for (place, resource) in resources.values().enumerate() {
@@ -371,6 +390,11 @@ impl Residency {
                 if self.is_gone(stored) {
                     self.remove(stored);
                     removed += 1;
+                } else if stored.standing() != Standing::Good
+                    && stored.body.object.is_complete()
+                    && !stored.told_stale.swap(true, Ordering::Relaxed)
+                {
+                    self.persist(stored);
                 }
             }
             if place % SWEEP_BATCH == SWEEP_BATCH - 1 {
@@ -404,7 +428,15 @@ impl Residency {
     /// Gives a stored response an index row, so that it is found after a restart.
     pub fn persist(&self, stored: &Stored) {
         let head = stored.head.encode();
-        let facts = stored.head.facts(clock::now());
+        let mut facts = stored.head.facts(clock::now());
+        match stored.standing() {
+            Standing::Good => {}
+            Standing::StaleSince(since) => {
+                let since = since.duration_since(SystemTime::UNIX_EPOCH);
+                facts.stale_at = facts.stale_at.min(since.map_or(0, |since| since.as_secs()));
+            }
+            Standing::Outdated => facts.stale_at = 0,
+        }
         self.store
             .publish(&stored.body.object, stored.key.as_bytes(), head, facts);
     }

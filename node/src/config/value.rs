@@ -133,6 +133,10 @@ pub(super) fn size(value: &DeValue) -> Read<u64> {
     let DeValue::String(text) = value else {
         return Err(Wrong::kind(WANTED, value));
     };
+    // Nothing is nothing in any unit.
+    if text == "0" {
+        return Ok(0);
+    }
     let wrong = || Wrong::new(format!("`{text}` is no size"));
     let (digits, unit) = split_number(text);
     if digits.is_empty() {

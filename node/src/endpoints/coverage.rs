@@ -67,6 +67,19 @@ pub(super) fn open(shared: &Shared) -> Result<Manifest, Refusal> {
         .ok_or_else(|| no_manifest(shared))
 }
 
+/// How long is waited for an index that is to be up to date.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Has the index, which is written behind, know what was cleared, purged and lost until now. A disk that takes its time
+/// is not waited for.
+pub(super) async fn settle(node: &Node) -> Result<(), Refusal> {
+    let swept = node.apart(|shared| shared.control.cache.residency.sweep());
+    swept.await?;
+    let written = node.control.cache.store.write_index();
+    let _ = tokio::time::timeout(SETTLE_TIMEOUT, written).await;
+    Ok(())
+}
+
 /// A reader that has the store's index beside the manifest; where there is no disk, or none any more, it finds that all
 /// is missing. BLOCKING.
 fn reader(shared: &Shared) -> Result<Reader, Refusal> {
@@ -80,6 +93,7 @@ fn reader(shared: &Shared) -> Result<Reader, Refusal> {
 }
 
 pub(super) async fn coverage(FromState(node): FromState<Node>) -> Answer<Coverage> {
+    settle(&node).await?;
     let own = node.apart(own).await?;
     Ok(Told(Coverage { nodes: vec![own?] }))
 }
@@ -123,6 +137,7 @@ pub(super) async fn missing(node: &Node, query: &ObjectsQuery) -> Answer<Objects
     )?;
     let after = cursor(query.cursor.as_deref())?;
     let limit = limit(query.limit);
+    settle(node).await?;
     let page = node.apart(move |shared| {
         let list = reader(shared)?.lacking(&wanted, &after, limit);
         let list = list.map_err(|error| unreadable(&error))?;
@@ -190,6 +205,7 @@ pub(super) async fn list(
     let wanted = filter(None, query.prefix.as_deref(), None)?;
     let after = cursor(query.row_cursor.as_deref())?;
     let limit = limit(query.limit);
+    settle(&node).await?;
     let rows = node.apart(move |shared| {
         let list = reader(shared)?.coverage(&wanted, &after, limit, clock::now_secs());
         list.map_err(|error| unreadable(&error))

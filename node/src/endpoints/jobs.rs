@@ -325,6 +325,8 @@ pub(super) async fn populate(State(node): State<Node>) -> Result<Response, Refus
 }
 
 async fn wished(node: &Node, wish: Wish) -> Result<Response, Refusal> {
+    // What was cleared a moment ago is lacking.
+    coverage::settle(node).await?;
     let id = node.control.populate.begin(wish).await.map_err(refused)?;
     let Told(job) = steered(node, &id)?;
     Ok(json(StatusCode::ACCEPTED, &job))
