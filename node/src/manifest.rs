@@ -378,6 +378,18 @@ fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHa
     std::thread::Builder::new().name(name.into()).spawn(body)
 }
 
+/// Before what the disk did not take is recorded again.
+const RECORD_RETRY: Duration = Duration::from_secs(1);
+
+/// Whether the disk is at fault, and not what was to be recorded.
+fn may_pass(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseBusy, DiskFull, ReadOnly, SystemIoFailure};
+    matches!(
+        error.sqlite_error_code(),
+        Some(DatabaseBusy | DiskFull | ReadOnly | SystemIoFailure)
+    )
+}
+
 /// The thread that writes what was recorded into `local.db`.
 struct Recorder {
     queue: Arc<Queue>,
@@ -405,8 +417,15 @@ impl Recorder {
                 }
                 // Those who wait for an acknowledgement learn of it: theirs go here.
                 Err(error) => {
-                    tracing::error!(%error, rows = batch.changes.len(), "local.db takes no rows");
+                    let rows = batch.changes.len();
                     self.counters.failed(&format!("local.db: {error}"), false);
+                    if may_pass(&error) {
+                        tracing::warn!(%error, rows, "local.db takes no rows; tried again");
+                        self.queue.put_back(batch);
+                        self.queue.rest(RECORD_RETRY);
+                    } else {
+                        tracing::error!(%error, rows, "local.db takes no rows");
+                    }
                 }
             }
         }

@@ -40,6 +40,8 @@ pub(super) struct Batch {
     pub changes: Vec<Change>,
     /// For the purges, in order.
     pub acks: Vec<Ack>,
+    /// Of the others, in order: where they had waited.
+    places: Vec<(u8, u64)>,
 }
 
 impl Queue {
@@ -68,6 +70,32 @@ impl Queue {
         state.durable.push((change, ack));
         drop(state);
         self.grown.notify_one();
+    }
+
+    /// Takes back what could not be recorded, save the purges: who asked for those is told. At the end nothing is taken
+    /// back.
+    pub(super) fn put_back(&self, batch: Batch) {
+        let mut state = self.state.lock();
+        if state.stopped {
+            return;
+        }
+        let others = batch.changes.into_iter().skip(batch.acks.len());
+        state.waiting.extend(batch.places.into_iter().zip(others));
+        while state.waiting.len() > MAX_WAITING {
+            state.waiting.pop_first();
+            state.dropped += 1;
+        }
+    }
+
+    /// Waits for so long, unless somebody waits for a change, or the end comes.
+    pub(super) fn rest(&self, pause: Duration) {
+        let until = std::time::Instant::now() + pause;
+        let mut state = self.state.lock();
+        while state.durable.is_empty() && !state.stopped {
+            if self.grown.wait_until(&mut state, until).timed_out() {
+                return;
+            }
+        }
     }
 
     pub(super) fn dropped(&self) -> u64 {
@@ -100,8 +128,13 @@ impl Queue {
         let mut waiting: Vec<_> = std::mem::take(&mut state.waiting).into_iter().collect();
         drop(state);
         waiting.sort_by_key(|((_, number), _)| *number);
-        changes.extend(waiting.into_iter().map(|(_, change)| change));
-        Some(Batch { changes, acks })
+        let (places, others): (Vec<(u8, u64)>, Vec<Change>) = waiting.into_iter().unzip();
+        changes.extend(others);
+        Some(Batch {
+            changes,
+            acks,
+            places,
+        })
     }
 }
 
@@ -123,6 +156,26 @@ mod tests {
             _ => String::new(),
         };
         batch.changes.iter().map(key).collect()
+    }
+
+    #[test]
+    fn what_is_put_back_goes_out_first() {
+        let queue = Queue::default();
+        let (ack, _acked) = oneshot::channel();
+        queue.push_durable(change(9), ack);
+        for name in [0, 1] {
+            assert!(queue.push(1, change(name)));
+        }
+        let failed = queue.next(Duration::ZERO).unwrap();
+        assert_eq!(names(&failed), ["9", "0", "1"]);
+        assert!(queue.push(1, change(2)));
+        queue.put_back(failed);
+        let again = queue.next(Duration::ZERO).unwrap();
+        assert_eq!(names(&again), ["0", "1", "2"]);
+        queue.stop();
+        queue.rest(Duration::from_secs(3600));
+        queue.put_back(again);
+        assert!(queue.next(Duration::ZERO).is_none());
     }
 
     #[test]

@@ -43,10 +43,13 @@ const CHECKPOINT_ROWS: usize = 2 * COMMIT_ROWS;
 const MAX_LOG_PAGES: u32 = 16_384;
 
 /// Pause after a commit that failed.
-const RETRY_DELAY: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
 
 /// Failed commits in a row after which the disk is given up.
 const FAILURES: u32 = 5;
+
+/// Rows that wait for room on a full disk, which is no failure as long as there are no more.
+const MAX_WAITING: usize = 65_536;
 
 pub(super) enum Message {
     Publish {
@@ -216,16 +219,26 @@ impl Batch {
     }
 
     fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.purging.is_empty()
+        self.rows.is_empty() && self.purges.is_empty() && self.purging.is_empty()
     }
 
-    /// Tells those who wait for purges what became of them.
+    /// Nothing is left to be written of the purges.
     fn end_purges(&mut self, written: bool) {
         self.purges.clear();
+        self.tell(written);
+    }
+
+    /// Tells those who wait for purges whether they are on disk.
+    fn tell(&mut self, written: bool) {
         for answer in self.purging.drain(..) {
             // Who asked may have gone.
             let _ = answer.send(written);
         }
+    }
+
+    /// Rows that wait to be written.
+    fn waits(&self) -> usize {
+        self.rows.len() + self.purges.len()
     }
 
     fn is_due(&self) -> bool {
@@ -245,6 +258,8 @@ pub(super) fn run(
     let mut writer = Writer::new(connection, shared.clone(), faults);
     let mut failures = 0;
     let mut batch = Batch::new();
+    // A full disk is not tried more often than this, whatever comes.
+    let mut not_before = Instant::now();
     loop {
         // Idle: until there is something to do. After a failure: until it is time to try again.
         let first = if batch.is_empty() {
@@ -257,6 +272,15 @@ pub(super) fn run(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
                 batch.add(Message::Stop { discard: false }, &purges);
+            }
+        }
+        while batch.stop.is_none() && Instant::now() < not_before {
+            match messages.recv_timeout(not_before.saturating_duration_since(Instant::now())) {
+                Ok(message) => batch.add(message, &purges),
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => {
+                    batch.add(Message::Stop { discard: false }, &purges);
+                }
             }
         }
         let due = Instant::now() + delay;
@@ -276,6 +300,13 @@ pub(super) fn run(
             Ok(()) => {
                 failures = 0;
                 shared.index_written();
+            }
+            // It may have room again: what waits is kept, and who waits for it is told that it is not on disk.
+            Err(error) if is_full(&error) && batch.waits() < MAX_WAITING => {
+                Metrics::add(&shared.metrics.index_errors, 1);
+                shared.index_failed(&error, false);
+                batch.tell(false);
+                not_before = Instant::now() + RETRY_DELAY;
             }
             Err(error) => {
                 failures += 1;
@@ -297,6 +328,10 @@ pub(super) fn run(
             return writer.close();
         }
     }
+}
+
+fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
 }
 
 struct Writer {
@@ -337,7 +372,7 @@ impl Writer {
         let mut uses = uses.chunks(COMMIT_ROWS);
         loop {
             batch.take_purges(purges);
-            if !batch.purging.is_empty() {
+            if !batch.purges.is_empty() {
                 self.transact(|connection| write_purges(connection, &batch.purges))?;
                 batch.end_purges(true);
             }
@@ -364,6 +399,10 @@ impl Writer {
     ) -> rusqlite::Result<()> {
         if Faults::check(&self.faults.index).is_err() {
             return Err(rusqlite::Error::InvalidQuery);
+        }
+        if Faults::check(&self.faults.index_full).is_err() {
+            let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
+            return Err(rusqlite::Error::SqliteFailure(full, None));
         }
         self.rows += write(&mut self.connection)?;
         Metrics::add(&self.shared.metrics.index_commits, 1);

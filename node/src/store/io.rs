@@ -36,6 +36,8 @@ pub struct Faults {
     pub reserve: AtomicI32,
     /// Commits of the index fail, whatever the number.
     pub index: AtomicI32,
+    /// Commits of the index find no room, whatever the number.
+    pub index_full: AtomicI32,
 }
 
 impl Faults {

@@ -521,6 +521,41 @@ fn a_purge_does_not_wait_for_rows() {
     assert_eq!(purges, Ok(1));
 }
 
+/// A disk that is full for a while costs nothing: what waits for the index is written when there is room.
+#[test]
+fn an_index_without_room_is_written_later() {
+    let dir = TempDir::new();
+    let settings = dir.settings();
+    let faults = settings.faults.clone();
+    block_on(async {
+        let (store, _) = open(settings);
+        store_body(&store, 1, 2 * BLOCK).await;
+        store.flush().await;
+        faults.index_full.store(1, Ordering::Relaxed);
+        store_body(&store, 2, 2 * BLOCK).await;
+        for _ in 0..8 {
+            store.flush().await;
+            let row = PurgeRow {
+                selector: (*b"x").into(),
+                hard: 7,
+                soft: 0,
+            };
+            assert!(!store.record_purges(vec![row]).await, "it has no room");
+        }
+        assert!(matches!(store.health().disk, DiskHealth::Degraded { .. }));
+        assert!(!store.is_memory_only());
+        faults.index_full.store(0, Ordering::Relaxed);
+        store.flush().await;
+        assert_eq!(store.health().disk, DiskHealth::Ok);
+        store_body(&store, 3, 2 * BLOCK).await;
+    });
+    let (store, recovered) = open(dir.settings());
+    let mut names: Vec<_> = recovered.iter().map(name_of).collect();
+    names.sort_unstable();
+    assert_eq!(names, [1, 2, 3]);
+    assert_eq!(store.take_purges().len(), 1);
+}
+
 #[test]
 fn a_directory_that_cannot_be_used_leaves_memory() {
     let dir = TempDir::new();
