@@ -91,13 +91,22 @@ impl Client {
         target: &str,
         body: Option<(&str, &[u8])>,
     ) -> Result<Answer, Failure> {
-        let answer = self
-            .endpoint
-            .send(method, target, self.token.as_deref(), body)?;
+        let answer = self.ask(method, target, body)?;
         match answer.status {
             200..300 => Ok(answer),
             _ => Err(refused(answer)),
         }
+    }
+
+    /// Whatever the answer is.
+    pub fn ask(
+        &self,
+        method: &str,
+        target: &str,
+        body: Option<(&str, &[u8])>,
+    ) -> Result<Answer, Failure> {
+        self.endpoint
+            .send(method, target, self.token.as_deref(), body)
     }
 
     /// Prints an answer: `rows` are what a line is made of.

@@ -1,6 +1,7 @@
 //! The commands: each asks, and shows.
 
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use caje_admin_api::{self as api, Tier, Verdict, path};
 use clap::{Args, Subcommand};
@@ -9,7 +10,7 @@ use crate::client::Client;
 use crate::failure::{Code, Failure, plain};
 use crate::follow::{Followed, follow};
 use crate::http::encode;
-use crate::output::{Format, bytes, parse_rate, seconds, table};
+use crate::output::{Format, bytes, parse_rate, parse_secs, seconds, table};
 use crate::{confirm, print};
 
 /// More stored responses than these are not purged without a question.
@@ -33,7 +34,10 @@ pub enum Command {
     /// Fetch what the manifest has and nodes lack
     Populate(Populate),
     /// What of the manifest the nodes hold
-    Coverage,
+    Coverage {
+        #[arg(long, default_value = "node", value_parser = ["node", "region", "origin", "prefix"])]
+        by: String,
+    },
     /// All nodes
     Nodes {
         #[command(subcommand)]
@@ -42,7 +46,7 @@ pub enum Command {
     /// Whether all is well
     Status,
     /// Counters since the start
-    Stats,
+    Stats(Stats),
     /// Empty a node's cache
     Clear(Clear),
     /// Settings
@@ -50,8 +54,11 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Origins and how they answered
-    Origins,
+    /// Origins: how they answered, whether they answer now, whether they are asked
+    Origins {
+        #[command(subcommand)]
+        command: Option<OriginsCommand>,
+    },
     /// Disk and memory
     Storage {
         #[command(subcommand)]
@@ -64,12 +71,17 @@ pub enum Command {
     },
     /// Take a node out of rotation: it is not ready any more, and serves what still comes
     Drain {
+        /// The node, if it is not the one that is asked; the same as --node
+        #[arg(value_name = "NODE", conflicts_with_all = ["node", "region"])]
+        name: Option<String>,
         /// Put it back
         #[arg(long)]
         undo: bool,
     },
     /// What stands in the way on the node's machine
     Doctor,
+    /// All that nodes tell of themselves, without secrets, as JSON for who helps
+    SupportDump,
     /// A shell's completions
     Completions { shell: clap_complete::Shell },
     /// End with 0 if the node takes traffic, for HEALTHCHECK
@@ -109,6 +121,9 @@ pub struct Why {
     /// Ask the origin now, and judge its answer
     #[arg(long, conflicts_with_all = ["response", "status"])]
     live: bool,
+    /// Ask no origin, which is what is done unless told otherwise
+    #[arg(long, conflicts_with = "live")]
+    dry_run: bool,
     /// A field of the origin's answer, to be judged instead
     #[arg(long, value_name = "FIELD")]
     response: Vec<String>,
@@ -140,6 +155,48 @@ pub struct Purge {
     /// Count what would be matched
     #[arg(long)]
     dry_run: bool,
+    /// Wait until all nodes have answered, which is what is done in any case
+    #[arg(long)]
+    wait: bool,
+}
+
+#[derive(Args)]
+pub struct Stats {
+    /// Once, which is what is done in any case
+    #[arg(short = '1', long)]
+    once: bool,
+    /// Only the last while, such as 1h or 30m; a day at the most
+    #[arg(long, value_name = "TIME", value_parser = parse_secs)]
+    since: Option<u64>,
+    /// Sums for each region, of all nodes unless told otherwise
+    #[arg(long, default_value = "node", value_parser = ["node", "region"])]
+    by: String,
+}
+
+#[derive(Subcommand)]
+pub enum OriginsCommand {
+    List,
+    /// Ask an origin, or all, once
+    Check {
+        name: Option<String>,
+        /// From all nodes
+        #[arg(long)]
+        all: bool,
+    },
+    /// Ask an origin no more, as if it could not be reached: what is stored is served, also stale where that is allowed
+    Disable {
+        name: String,
+        /// By all nodes
+        #[arg(long)]
+        all: bool,
+    },
+    /// Ask an origin again
+    Enable {
+        name: String,
+        /// By all nodes
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 #[derive(Args)]
@@ -193,11 +250,19 @@ pub struct Clear {
 #[derive(Subcommand)]
 pub enum ConfigCommand {
     /// The settings in force, as a file
-    Show,
+    Show {
+        /// Defaults included, which is what is done in any case
+        #[arg(long)]
+        effective: bool,
+    },
     /// Check a file, and change nothing
     Validate { file: PathBuf },
+    /// What a file, or the node's own, would change of what is in force
+    Diff { file: Option<PathBuf> },
     /// Read the node's file again
     Reload,
+    /// Print a file of settings to begin with
+    Init,
 }
 
 #[derive(Subcommand)]
@@ -214,6 +279,9 @@ pub enum StorageCommand {
     Status,
     /// Compare the checksums of all stored blocks; damaged ones are dropped
     Verify {
+        /// Then populate, so that what was damaged is fetched again at once
+        #[arg(long, conflicts_with = "detach")]
+        repair: bool,
         /// Begin it, and do not wait for its end
         #[arg(long)]
         detach: bool,
@@ -251,29 +319,75 @@ pub fn run(command: Command, client: &Client) -> Ended {
         Command::Why(why) => explain(why, client),
         Command::Purge(purge) => purged(purge, client),
         Command::Populate(populate) => populated(populate, client),
-        Command::Coverage => coverage(client),
+        Command::Coverage { by } => coverage(&by, client),
         Command::Nodes { command } => match command.unwrap_or(NodesCommand::List) {
             NodesCommand::List => nodes(client),
             NodesCommand::Forget { name } => forget(&name, client),
         },
         Command::Status => status(client),
-        Command::Stats => stats(client),
+        Command::Stats(wanted) => stats(&wanted, client),
         Command::Clear(clear) => cleared(&clear, client),
         Command::Config { command } => config(command, client),
-        Command::Origins => origins(client),
+        Command::Origins { command } => match command.unwrap_or(OriginsCommand::List) {
+            OriginsCommand::List => origins(client),
+            OriginsCommand::Check { name, all } => checked(name, all, client),
+            OriginsCommand::Disable { name, all } => {
+                switched(path::ORIGIN_DISABLE, &name, all, client)
+            }
+            OriginsCommand::Enable { name, all } => {
+                switched(path::ORIGIN_ENABLE, &name, all, client)
+            }
+        },
         Command::Storage { command } => match command {
-            Some(StorageCommand::Verify { detach }) => {
+            Some(StorageCommand::Verify { repair, detach }) => {
                 let begun: Begun = client.post_text(path::STORAGE_VERIFY, "")?;
-                begun.go_on(detach, client)
+                let code = begun.go_on(detach, client)?;
+                if !repair {
+                    return Ok(code);
+                }
+                let ask = api::JobRequest {
+                    kind: "populate".to_owned(),
+                    ..api::JobRequest::default()
+                };
+                let begun: Begun = client.post(path::JOBS, &ask)?;
+                // What was damaged and is here again is well.
+                begun.go_on(false, client)
             }
             _ => storage(client),
         },
         Command::Jobs { command } => jobs(command, client),
-        Command::Drain { undo } => drain(undo, client),
+        Command::Drain { name, undo } => drain(name.as_deref(), undo, client),
         Command::Doctor => doctor(client),
+        Command::SupportDump => {
+            let all: api::SupportDump = client.get(path::SUPPORT_DUMP)?;
+            match client.format {
+                Format::Table => print(&format!("{}\n", as_json(&all))),
+                _ => client.show(&all, &all.nodes, String::new),
+            }
+            Ok(None)
+        }
         Command::Healthcheck => {
-            let text = client.send("GET", path::READYZ, None)?.text()?;
-            print(&text);
+            let answer = client.ask("GET", path::READYZ, None)?;
+            let status = answer.status;
+            let text = answer.text()?;
+            if status == 503 {
+                let what = format!("the node takes no traffic: {}", text.trim());
+                let remedy =
+                    "`caje status` says why; `caje drain --undo` puts it back into rotation";
+                return Err(Failure::error(what, remedy));
+            }
+            if status != 200 {
+                let what = format!("what answers is no node of caje: status {status}");
+                return Err(Failure::error(
+                    what,
+                    "point --endpoint to a node's admin listener",
+                ));
+            }
+            let mut parts = text.lines();
+            let state = parts.next().unwrap_or_default();
+            let parts = parts.filter_map(|line| line.split_once(": "));
+            let all: BTreeMap<&str, &str> = [("state", state)].into_iter().chain(parts).collect();
+            client.show(&all, &[&all], || plain(&text, true));
             Ok(None)
         }
         Command::Openapi => {
@@ -514,9 +628,10 @@ fn purged(purge: Purge, client: &Client) -> Ended {
     let counted =
         |report: &api::PurgeReport| report.nodes.iter().map(|node| node.matched).sum::<u64>();
     let names_sets = ask.purge_everything
+        || ask.files.len() as u64 > MANY
         || !(ask.tags.is_empty() && ask.prefixes.is_empty() && ask.hosts.is_empty());
     if purge.dry_run || !client.yes && names_sets {
-        let report: api::PurgeReport = client.post(path::PURGE, &ask)?;
+        let report = send_purge(&ask, client)?;
         let matched = counted(&report);
         if purge.dry_run {
             return Ok(show_purge(report, client));
@@ -529,8 +644,59 @@ fn purged(purge: Purge, client: &Client) -> Ended {
         }
     }
     ask.dry_run = false;
-    let report: api::PurgeReport = client.post(path::PURGE, &ask)?;
+    let report = send_purge(&ask, client)?;
     Ok(show_purge(report, client))
+}
+
+/// URLs of one request, and their bytes: a node takes more of neither than about twice that.
+const URLS_AT_ONCE: usize = 5000;
+const URL_BYTES_AT_ONCE: usize = 512 << 10;
+
+/// In several requests, where there are many URLs.
+fn send_purge(ask: &api::PurgeRequest, client: &Client) -> Result<api::PurgeReport, Failure> {
+    let mut left = ask.files.as_slice();
+    let mut sum: Option<api::PurgeReport> = None;
+    loop {
+        let mut bytes = 0;
+        let fits = |url: &&String| {
+            bytes += url.len() + 4;
+            bytes <= URL_BYTES_AT_ONCE
+        };
+        let count = left.iter().take(URLS_AT_ONCE).take_while(fits).count();
+        let (files, rest) = left.split_at(count.max(1).min(left.len()));
+        let part = match &sum {
+            None => api::PurgeRequest {
+                files: files.to_vec(),
+                ..ask.clone()
+            },
+            Some(_) => api::PurgeRequest {
+                files: files.to_vec(),
+                soft: ask.soft,
+                dry_run: ask.dry_run,
+                ..api::PurgeRequest::default()
+            },
+        };
+        let report: api::PurgeReport = client.post(path::PURGE, &part)?;
+        match &mut sum {
+            None => sum = Some(report),
+            Some(sum) => {
+                for node in report.nodes {
+                    match sum.nodes.iter_mut().find(|known| known.node == node.node) {
+                        Some(known) => {
+                            known.matched += node.matched;
+                            known.done &= node.done;
+                            known.error = known.error.take().or(node.error);
+                        }
+                        None => sum.nodes.push(node),
+                    }
+                }
+            }
+        }
+        left = rest;
+        if let Some(sum) = sum.take_if(|_| left.is_empty()) {
+            return Ok(sum);
+        }
+    }
 }
 
 fn show_purge(report: api::PurgeReport, client: &Client) -> Option<Code> {
@@ -665,42 +831,128 @@ fn status(client: &Client) -> Ended {
     Ok(None)
 }
 
-fn stats(client: &Client) -> Ended {
-    let all: api::Stats = client.get(path::STATS)?;
-    client.show(&all, &all.nodes, || {
-        let mut rows = Vec::new();
-        for node in &all.nodes {
-            let mut row = |name: &str, value: String| {
-                rows.push(vec![node.node.clone(), name.to_owned(), value])
+/// Counters as rows: name and value.
+fn counters(node: &api::NodeStats) -> Vec<(String, String)> {
+    let mut rows = Vec::new();
+    let mut row = |name: &str, value: String| rows.push((name.to_owned(), value));
+    row("requests", node.requests.to_string());
+    let ratio = node
+        .hit_ratio
+        .map(|ratio| format!("{:.1} %", ratio * 100.0));
+    row("hit ratio", ratio.unwrap_or_else(|| "-".to_owned()));
+    for (cache, count) in &node.by_cache {
+        row(&format!("cache {cache}"), count.to_string());
+    }
+    for (class, count) in &node.by_class {
+        row(&format!("status {class}"), count.to_string());
+    }
+    for (reason, count) in &node.uncacheable {
+        row(&format!("not stored: {reason}"), count.to_string());
+    }
+    row("sent to clients", bytes(node.response_bytes));
+    row("requests to origins", node.origin_requests.to_string());
+    row("received by fills", bytes(node.origin_response_bytes));
+    row("fills started", node.fills_started.to_string());
+    row("fills joined", node.fills_joined.to_string());
+    row("fills failed", node.fills_failed.to_string());
+    row("evictions", node.evictions.to_string());
+    rows
+}
+
+fn stats(wanted: &Stats, client: &Client) -> Ended {
+    let mut target = path::STATS.to_owned();
+    let by_region = wanted.by == "region";
+    let mut asked = Vec::new();
+    asked.extend(wanted.since.map(|secs| format!("since_secs={secs}")));
+    if by_region && client.node.is_none() && client.region.is_none() {
+        asked.push("scope=cluster".to_owned());
+    }
+    if !asked.is_empty() {
+        target = format!("{target}?{}", asked.join("&"));
+    }
+    let all: api::Stats = client.get(&target)?;
+    if !by_region {
+        client.show(&all, &all.nodes, || {
+            let of_node = |node: &api::NodeStats| {
+                let cells = counters(node).into_iter();
+                let name = node.node.clone();
+                cells.map(move |(counter, value)| vec![name.clone(), counter, value])
             };
-            row("requests", node.requests.to_string());
-            let ratio = node
-                .hit_ratio
-                .map(|ratio| format!("{:.1} %", ratio * 100.0));
-            row("hit ratio", ratio.unwrap_or_else(|| "-".to_owned()));
-            for (cache, count) in &node.by_cache {
-                row(&format!("cache {cache}"), count.to_string());
-            }
-            for (class, count) in &node.by_class {
-                row(&format!("status {class}"), count.to_string());
-            }
-            for (reason, count) in &node.uncacheable {
-                row(&format!("not stored: {reason}"), count.to_string());
-            }
-            row("sent to clients", bytes(node.response_bytes));
-            row("requests to origins", node.origin_requests.to_string());
-            row("received by fills", bytes(node.origin_response_bytes));
-            row("fills started", node.fills_started.to_string());
-            row("fills joined", node.fills_joined.to_string());
-            row("fills failed", node.fills_failed.to_string());
-            row("evictions", node.evictions.to_string());
+            let rows: Vec<_> = all.nodes.iter().flat_map(of_node).collect();
+            table(&["NODE", "COUNTER", "VALUE"], &rows)
+        });
+        return Ok(None);
+    }
+    let mut regions: BTreeMap<String, (u64, api::NodeStats)> = BTreeMap::new();
+    for node in &all.nodes {
+        let region = node.region.clone().unwrap_or_else(|| "-".to_owned());
+        let (count, sum) = regions.entry(region).or_default();
+        *count += 1;
+        add(sum, node);
+    }
+    let row = |(region, (nodes, sum)): (&String, &(u64, api::NodeStats))| {
+        let mut row = serde_json::to_value(sum).unwrap_or_default();
+        if let Some(row) = row.as_object_mut() {
+            row.remove("node");
+            row.insert("region".to_owned(), region.as_str().into());
+            row.insert("nodes".to_owned(), (*nodes).into());
         }
-        table(&["NODE", "COUNTER", "VALUE"], &rows)
+        row
+    };
+    let rows: Vec<serde_json::Value> = regions.iter().map(row).collect();
+    let shown = serde_json::json!({"regions": rows, "unanswered": all.unanswered});
+    client.show(&shown, &rows, || {
+        let of_region = |(region, (_, sum)): (&String, &(u64, api::NodeStats))| {
+            let region = region.clone();
+            let cells = counters(sum).into_iter();
+            cells.map(move |(counter, value)| vec![region.clone(), counter, value])
+        };
+        let rows: Vec<_> = regions.iter().flat_map(of_region).collect();
+        table(&["REGION", "COUNTER", "VALUE"], &rows)
     });
     Ok(None)
 }
 
+/// Adds a node's counters to a sum.
+fn add(sum: &mut api::NodeStats, node: &api::NodeStats) {
+    let more = |sum: &mut BTreeMap<String, u64>, counts: &BTreeMap<String, u64>| {
+        for (name, count) in counts {
+            *sum.entry(name.clone()).or_default() += count;
+        }
+    };
+    more(&mut sum.by_cache, &node.by_cache);
+    more(&mut sum.by_class, &node.by_class);
+    more(&mut sum.uncacheable, &node.uncacheable);
+    sum.since_ms = match sum.since_ms {
+        0 => node.since_ms,
+        first => first.min(node.since_ms),
+    };
+    sum.at_ms = sum.at_ms.max(node.at_ms);
+    // Of what each has not made up itself.
+    let asked = |requests: u64, by_cache: &BTreeMap<String, u64>| {
+        requests.saturating_sub(by_cache.get("synthetic").copied().unwrap_or(0)) as f64
+    };
+    let own = asked(node.requests, &node.by_cache);
+    let hits = node.hit_ratio.unwrap_or(0.0) * own;
+    sum.requests += node.requests;
+    let whole = asked(sum.requests, &sum.by_cache);
+    let before = sum.hit_ratio.unwrap_or(0.0) * (whole - own);
+    sum.hit_ratio = (whole > 0.0).then(|| (before + hits) / whole);
+    sum.response_bytes += node.response_bytes;
+    sum.origin_requests += node.origin_requests;
+    sum.origin_response_bytes += node.origin_response_bytes;
+    sum.fills_started += node.fills_started;
+    sum.fills_joined += node.fills_joined;
+    sum.fills_failed += node.fills_failed;
+    sum.evictions += node.evictions;
+}
+
 fn cleared(clear: &Clear, client: &Client) -> Ended {
+    if clear.manifest && (client.node.is_some() || client.region.is_some()) {
+        let what = "the manifest is all nodes', not one's";
+        let remedy = "leave --node and --region out; `--disk` and `--memory` are a node's own";
+        return Err(Failure::usage(what, remedy));
+    }
     if clear.manifest {
         confirm("This empties the manifest of all nodes", client.yes)?;
         let report: api::ManifestClear = client.delete(path::MANIFEST)?;
@@ -795,10 +1047,6 @@ impl Begun {
 }
 
 fn populated(populate: Populate, client: &Client) -> Ended {
-    if populate.all && (client.node.is_some() || client.region.is_some()) {
-        let what = "--all is all nodes, and --node or --region some of them";
-        return Err(Failure::usage(what, "leave one of them out"));
-    }
     let ask = api::JobRequest {
         kind: "populate".to_owned(),
         prefix: populate.prefix,
@@ -809,20 +1057,104 @@ fn populated(populate: Populate, client: &Client) -> Ended {
         concurrency: populate.concurrency,
         rate_bytes: populate.rate,
     };
-    let target = match populate.all {
-        true => format!("{}?scope=cluster", path::JOBS),
-        false => path::JOBS.to_owned(),
-    };
+    let target = over_all(path::JOBS.to_owned(), populate.all, client)?;
     let begun: Begun = client.post(&target, &ask)?;
     begun.go_on(populate.detach, client)
 }
 
-fn coverage(client: &Client) -> Ended {
+/// How much of something is whole, in percent.
+fn share(whole: u64, all: u64) -> String {
+    let share = (whole * 100).checked_div(all);
+    share.map_or("-".to_owned(), |share| format!("{share} %"))
+}
+
+/// Of groups of resources, by node; or of the nodes of a region together.
+fn grouped(by: &str, client: &Client) -> Ended {
+    let target = match by {
+        "region" => path::COVERAGE.to_owned(),
+        by => format!("{}?by={by}", path::COVERAGE),
+    };
+    let all: api::Coverage = client.get(&target)?;
+    let mut groups: BTreeMap<(String, String), api::CoverageGroup> = BTreeMap::new();
+    for node in all.nodes.iter().filter(|node| node.error.is_none()) {
+        let own = api::CoverageGroup {
+            name: node.region.clone().unwrap_or_else(|| "-".to_owned()),
+            resources: node.resources,
+            present: node.present,
+            stale: node.stale,
+            partial: node.partial,
+            missing: node.missing,
+        };
+        let (name, parts) = match by {
+            "region" => (String::new(), vec![own]),
+            _ => (node.node.clone(), node.groups.clone()),
+        };
+        for part in parts {
+            let sum = groups.entry((name.clone(), part.name.clone())).or_default();
+            sum.name = part.name;
+            sum.resources += part.resources;
+            sum.present += part.present;
+            sum.stale += part.stale;
+            sum.partial += part.partial;
+            sum.missing += part.missing;
+        }
+    }
+    let row = |((node, _), group): (&(String, String), &api::CoverageGroup)| {
+        let mut row = serde_json::to_value(group).unwrap_or_default();
+        if let Some(row) = row.as_object_mut() {
+            let name = row.remove("name").unwrap_or_default();
+            row.insert(by.to_owned(), name);
+            if !node.is_empty() {
+                row.insert("node".to_owned(), node.as_str().into());
+            }
+        }
+        row
+    };
+    let rows: Vec<serde_json::Value> = groups.iter().map(row).collect();
+    client.show(&serde_json::json!({"groups": rows}), &rows, || {
+        let cells = |((node, _), group): (&(String, String), &api::CoverageGroup)| {
+            let mut cells = vec![group.name.clone()];
+            if by != "region" {
+                cells.insert(0, node.clone());
+            }
+            cells.extend([
+                group.resources.to_string(),
+                share(group.present + group.stale, group.resources),
+                group.present.to_string(),
+                group.stale.to_string(),
+                group.partial.to_string(),
+                group.missing.to_string(),
+            ]);
+            cells
+        };
+        let rows: Vec<_> = groups.iter().map(cells).collect();
+        let heading = by.to_uppercase();
+        let mut names = vec![heading.as_str()];
+        if by != "region" {
+            names.insert(0, "NODE");
+        }
+        names.extend([
+            "RESOURCES",
+            "WHOLE",
+            "PRESENT",
+            "STALE",
+            "PARTIAL",
+            "MISSING",
+        ]);
+        table(&names, &rows)
+    });
+    let fails = all.nodes.iter().any(|node| node.error.is_some());
+    Ok(fails.then_some(Code::Partial))
+}
+
+fn coverage(by: &str, client: &Client) -> Ended {
+    if by != "node" {
+        return grouped(by, client);
+    }
     let all: api::Coverage = client.get(path::COVERAGE)?;
     client.show(&all, &all.nodes, || {
         let row = |node: &api::NodeCoverage| {
             let whole = node.present + node.stale;
-            let share = (whole * 100).checked_div(node.resources);
             let blocked = node
                 .blocked
                 .iter()
@@ -832,11 +1164,12 @@ fn coverage(client: &Client) -> Ended {
                 node.node.clone(),
                 node.region.clone().unwrap_or_else(|| "-".into()),
                 node.resources.to_string(),
-                share.map_or("-".to_owned(), |share| format!("{share} %")),
+                share(whole, node.resources),
                 node.present.to_string(),
                 node.stale.to_string(),
                 node.partial.to_string(),
                 node.missing.to_string(),
+                node.extra.to_string(),
                 node.waiting.to_string(),
                 match &node.error {
                     Some(error) => error.clone(),
@@ -854,6 +1187,7 @@ fn coverage(client: &Client) -> Ended {
             "STALE",
             "PARTIAL",
             "MISSING",
+            "EXTRA",
             "WAITING",
             "LEFT ALONE",
         ];
@@ -863,9 +1197,42 @@ fn coverage(client: &Client) -> Ended {
     Ok(fails.then_some(Code::Partial))
 }
 
+fn settings_file(file: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(file).map_err(|error| {
+        let what = format!("{} cannot be read: {error}", file.display());
+        Failure::usage(what, "give a file of settings")
+    })
+}
+
 fn config(command: ConfigCommand, client: &Client) -> Ended {
     match command {
-        ConfigCommand::Show => {
+        ConfigCommand::Init => {
+            print(include_str!("../../docs/caje.example.toml"));
+            Ok(None)
+        }
+        ConfigCommand::Diff { file } => {
+            let text = file.map(|file| settings_file(&file)).transpose()?;
+            let all: api::SettingsDiff =
+                client.post_text(path::CONFIG_DIFF, &text.unwrap_or_default())?;
+            client.show(&all, &all.nodes, || {
+                let mut rows = Vec::new();
+                for node in &all.nodes {
+                    let value = |value: &Option<serde_json::Value>| {
+                        value.as_ref().map_or("-".to_owned(), ToString::to_string)
+                    };
+                    rows.extend(node.changes.iter().map(|change| {
+                        let (now, then) = (value(&change.now), value(&change.then));
+                        vec![node.node.clone(), change.key.clone(), now, then]
+                    }));
+                }
+                match rows.is_empty() {
+                    true => "the file says what is in force\n".to_owned(),
+                    false => table(&["NODE", "SETTING", "IN FORCE", "IN THE FILE"], &rows),
+                }
+            });
+            Ok(None)
+        }
+        ConfigCommand::Show { .. } => {
             let all: api::Settings = client.get(path::CONFIG)?;
             client.show(&all, &all.nodes, || {
                 let text = |node: &api::NodeSettings| {
@@ -880,10 +1247,7 @@ fn config(command: ConfigCommand, client: &Client) -> Ended {
             Ok(None)
         }
         ConfigCommand::Validate { file } => {
-            let text = std::fs::read_to_string(&file).map_err(|error| {
-                let what = format!("{} cannot be read: {error}", file.display());
-                Failure::usage(what, "give a file of settings")
-            })?;
+            let text = settings_file(&file)?;
             let found: api::Validation = client.post_text(path::CONFIG_VALIDATE, &text)?;
             client.show(&found, &[&found], || match &found.errors {
                 None => format!("{}: ok\n", file.display()),
@@ -909,9 +1273,77 @@ fn config(command: ConfigCommand, client: &Client) -> Ended {
     }
 }
 
+/// About all nodes, if that is said; or those that --node and --region name.
+fn over_all(target: String, all: bool, client: &Client) -> Result<String, Failure> {
+    match (all, client.node.is_some() || client.region.is_some()) {
+        (true, true) => {
+            let what = "--all is all nodes, and --node or --region some of them";
+            Err(Failure::usage(what, "leave one of them out"))
+        }
+        (true, false) => Ok(format!("{target}?scope=cluster")),
+        (false, _) => Ok(target),
+    }
+}
+
+fn switched(path: &str, name: &str, all: bool, client: &Client) -> Ended {
+    let target = over_all(path.replace("{id}", &encode(name)), all, client)?;
+    let all: api::Origins = client.post_text(&target, "")?;
+    show_origins(&all, client);
+    Ok(None)
+}
+
+fn checked(name: Option<String>, all: bool, client: &Client) -> Ended {
+    let names = match name {
+        Some(name) => vec![name],
+        None => {
+            let known: api::Origins = client.get(path::ORIGINS)?;
+            let names = known.nodes.into_iter().flat_map(|node| node.origins);
+            let names: BTreeSet<String> = names.map(|origin| origin.name).collect();
+            names.into_iter().collect()
+        }
+    };
+    let mut found = api::OriginChecks {
+        nodes: Vec::new(),
+        unanswered: Vec::new(),
+    };
+    for name in names {
+        let target = path::ORIGIN_CHECK.replace("{id}", &encode(&name));
+        let one: api::OriginChecks = client.post_text(&over_all(target, all, client)?, "")?;
+        found.nodes.extend(one.nodes);
+        found.unanswered = one.unanswered;
+    }
+    client.show(&found, &found.nodes, || {
+        let row = |check: &api::OriginCheck| {
+            vec![
+                check.node.clone(),
+                check.origin.clone(),
+                check.url.clone(),
+                check
+                    .status
+                    .map_or("-".to_owned(), |status| status.to_string()),
+                format!("{} ms", check.took_ms),
+                check.error.clone().unwrap_or_default(),
+            ]
+        };
+        let rows: Vec<_> = found.nodes.iter().map(row).collect();
+        table(&["NODE", "ORIGIN", "URL", "STATUS", "TOOK", ""], &rows)
+    });
+    let fails = found.nodes.iter().filter(|check| check.error.is_some());
+    Ok(match fails.count() {
+        0 => None,
+        some if some < found.nodes.len() => Some(Code::Partial),
+        _ => Some(Code::Error),
+    })
+}
+
 fn origins(client: &Client) -> Ended {
     let all: api::Origins = client.get(path::ORIGINS)?;
-    client.show(&all, &all.nodes, || {
+    show_origins(&all, client);
+    Ok(None)
+}
+
+fn show_origins(all: &api::Origins, client: &Client) {
+    client.show(all, &all.nodes, || {
         let mut rows = Vec::new();
         for node in &all.nodes {
             for origin in &node.origins {
@@ -928,17 +1360,19 @@ fn origins(client: &Client) -> Ended {
                     origin.name.clone(),
                     origin.url.clone(),
                     format!("{hosts} {}", origin.path_prefix),
+                    if origin.disabled { "off" } else { "on" }.to_owned(),
                     bytes(origin.response_bytes),
                     counts.collect::<Vec<_>>().join(", "),
                 ]);
             }
         }
         table(
-            &["NODE", "ORIGIN", "URL", "FOR", "RECEIVED", "ANSWERS"],
+            &[
+                "NODE", "ORIGIN", "URL", "FOR", "STATE", "RECEIVED", "ANSWERS",
+            ],
             &rows,
         )
     });
-    Ok(None)
 }
 
 fn storage(client: &Client) -> Ended {
@@ -1055,10 +1489,18 @@ fn watch(ids: &[String], are_several: bool, client: &Client) -> Ended {
     Ok(code)
 }
 
-fn drain(undo: bool, client: &Client) -> Ended {
+fn as_json(all: &impl serde::Serialize) -> String {
+    serde_json::to_string_pretty(all).unwrap_or_default()
+}
+
+fn drain(name: Option<&str>, undo: bool, client: &Client) -> Ended {
+    let target = match name {
+        Some(name) => format!("{}?node={}", path::DRAIN, encode(name)),
+        None => path::DRAIN.to_owned(),
+    };
     let all: api::Drain = match undo {
-        true => client.delete(path::DRAIN)?,
-        false => client.post_text(path::DRAIN, "")?,
+        true => client.delete(&target)?,
+        false => client.post_text(&target, "")?,
     };
     client.show(&all, &all.nodes, || {
         let row = |node: &api::NodeDrain| {

@@ -138,6 +138,25 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Seconds: `1h`, `30m`, `90s`, `1d`.
+pub fn parse_secs(text: &str) -> Result<u64, String> {
+    let wrong = || "a time is a whole number and s, m, h or d, such as 1h".to_owned();
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let factor = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let secs = number.checked_mul(factor).ok_or_else(wrong)?;
+    match secs {
+        1..=86_400 => Ok(secs),
+        _ => Err("a day is remembered: 1s to 1d".to_owned()),
+    }
+}
+
 pub fn seconds(secs: i64) -> String {
     let sign = if secs < 0 { "-" } else { "" };
     let secs = secs.unsigned_abs();
@@ -183,6 +202,21 @@ mod tests {
             "a,b\n1,\"x,\"\"y\"\"\"\n-2,'=1+1\n"
         );
         assert_eq!(shown.text(Format::Ndjson).lines().count(), 2);
+    }
+
+    #[test]
+    fn times() {
+        for (text, secs) in [
+            ("1h", Some(3600)),
+            ("90", Some(90)),
+            ("1d", Some(86_400)),
+            ("2d", None),
+            ("0s", None),
+            ("h", None),
+            ("1w", None),
+        ] {
+            assert_eq!(parse_secs(text).ok(), secs, "{text}");
+        }
     }
 
     #[test]

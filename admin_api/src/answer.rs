@@ -265,10 +265,17 @@ pub struct Stats {
     pub unanswered: Vec<Unanswered>,
 }
 
-/// Counted since the node started.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Counted from `since_ms` to `at_ms`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct NodeStats {
     pub node: String,
+    #[serde(default)]
+    pub region: Option<String>,
+    /// Milliseconds since 1970. The node's start, unless a time was asked for.
+    #[serde(default)]
+    pub since_ms: u64,
+    #[serde(default)]
+    pub at_ms: u64,
     pub requests: u64,
     /// Requests by what the cache did for them.
     pub by_cache: BTreeMap<String, u64>,
@@ -285,6 +292,23 @@ pub struct NodeStats {
     pub evictions: u64,
     /// Responses that were not stored, by the reason.
     pub uncacheable: BTreeMap<String, u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatsHistory {
+    pub nodes: Vec<NodeHistory>,
+    /// Nodes of which nothing is told here, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeHistory {
+    pub node: String,
+    pub region: Option<String>,
+    /// All counted since the start; the oldest first: one of each ten minutes of a day, then one of each minute of the
+    /// last hour.
+    pub samples: Vec<NodeStats>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -310,6 +334,32 @@ pub struct Validation {
     pub valid: bool,
     /// Every error with its line, as text.
     pub errors: Option<String>,
+}
+
+/// What would change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SettingsDiff {
+    pub nodes: Vec<NodeDiff>,
+    /// Nodes of which nothing is told here, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeDiff {
+    pub node: String,
+    pub changes: Vec<SettingChange>,
+}
+
+/// A setting that is otherwise in the file than in force. Defaults count; hashes of tokens are not compared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SettingChange {
+    /// `store.size`, `origin.main.url`.
+    pub key: String,
+    /// In force.
+    pub now: Option<serde_json::Value>,
+    /// In the file.
+    pub then: Option<serde_json::Value>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -349,9 +399,35 @@ pub struct Origin {
     /// Empty: any host.
     pub hosts: Vec<String>,
     pub path_prefix: String,
+    /// An operator has switched it off: it is treated as one that cannot be reached.
+    #[serde(default)]
+    pub disabled: bool,
     /// Requests by class of status or kind of failure, since the node started.
     pub requests: BTreeMap<String, u64>,
     pub response_bytes: u64,
+}
+
+/// What an origin says now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OriginChecks {
+    pub nodes: Vec<OriginCheck>,
+    /// Nodes of which nothing is told here, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OriginCheck {
+    pub node: String,
+    pub origin: String,
+    /// What was asked for.
+    pub url: String,
+    /// Of its answer to HEAD: any shows that it is there.
+    pub status: Option<u16>,
+    /// To the head of the answer, with a connection of its own.
+    pub took_ms: u64,
+    /// Why there is no answer.
+    pub error: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -425,6 +501,33 @@ pub struct Check {
     pub remedy: Option<String>,
 }
 
+/// All that nodes tell of themselves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SupportDump {
+    pub nodes: Vec<NodeDump>,
+    /// Nodes of which nothing is told here, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
+}
+
+/// What there is no answer to is null.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeDump {
+    pub node: String,
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    pub info: NodeInfo,
+    pub stats: NodeStats,
+    pub settings: NodeSettings,
+    pub origins: NodeOrigins,
+    pub storage: NodeStorage,
+    pub doctor: Option<NodeDoctor>,
+    pub coverage: Option<NodeCoverage>,
+    pub jobs: Vec<Job>,
+    /// As `/metrics` has it.
+    pub metrics: String,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Jobs {
     pub jobs: Vec<Job>,
@@ -479,8 +582,24 @@ pub struct NodeCoverage {
     pub blocked: BTreeMap<String, u64>,
     /// Of those that are lacking, how many failed and are tried again after a pause.
     pub waiting: u64,
+    /// Stored, and not in the manifest.
+    #[serde(default)]
+    pub extra: u64,
+    /// The same by origin or prefix, if asked for; `*` stands for all beyond a thousand.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<CoverageGroup>,
     /// Why nothing is known.
     pub error: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoverageGroup {
+    pub name: String,
+    pub resources: u64,
+    pub present: u64,
+    pub stale: u64,
+    pub partial: u64,
+    pub missing: u64,
 }
 
 /// What a node holds of a resource of the manifest.

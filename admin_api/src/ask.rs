@@ -159,6 +159,29 @@ pub struct JobRequest {
     pub rate_bytes: Option<u64>,
 }
 
+/// How coverage is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CoverageQuery {
+    /// `origin`, or `prefix`: scheme, host and the first segment of the path.
+    pub by: Option<CoverageBy>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CoverageBy {
+    Origin,
+    Prefix,
+}
+
+/// Which time counters are about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StatsQuery {
+    /// The last so many seconds, or a little more; a day at the most. All since the start unless told.
+    pub since_secs: Option<u64>,
+}
+
 /// What `GET /_caje/list` shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

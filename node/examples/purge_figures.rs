@@ -132,6 +132,7 @@ fn main() {
         sweeper: Arc::new(Notify::new()),
         recorder: Arc::default(),
         metrics: metrics.clone(),
+        switches: Arc::default(),
     };
     let config = caje_node::Config::proxy("127.0.0.1:0", "http://127.0.0.1:1", None);
     let rules = config.expect("settings").origin_rules(&metrics);

@@ -22,11 +22,13 @@ pub mod purge;
 pub mod record;
 pub mod residency;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use tokio::sync::Notify;
@@ -99,6 +101,29 @@ pub struct Cache {
     pub sweeper: Arc<Notify>,
     pub recorder: Arc<Recorder>,
     pub metrics: Arc<Metrics>,
+    pub switches: Arc<Switches>,
+}
+
+/// Origins that an operator has switched off, by name, until the process ends: nobody asks them, as if they could not
+/// be reached.
+#[derive(Debug, Default)]
+pub struct Switches(ArcSwap<BTreeSet<Box<str>>>);
+
+impl Switches {
+    pub fn is_off(&self, origin: &str) -> bool {
+        self.0.load().contains(origin)
+    }
+
+    pub fn set(&self, origin: &str, is_off: bool) {
+        self.0.rcu(|known| {
+            let mut known = BTreeSet::clone(known);
+            match is_off {
+                true => known.insert(origin.into()),
+                false => known.remove(origin),
+            };
+            known
+        });
+    }
 }
 
 /// A client's GET or HEAD, as far as the cache has to know it.

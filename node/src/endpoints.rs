@@ -17,11 +17,14 @@
 
 mod access;
 mod coverage;
+mod dump;
 mod explain;
 mod forget;
+mod history;
 mod jobs;
 mod objects;
 mod openapi;
+mod origins;
 mod over;
 mod purge;
 mod refusal;
@@ -32,6 +35,7 @@ mod watching;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -54,6 +58,7 @@ use tokio::sync::Semaphore;
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::endpoints::access::{Gate, Peer};
+use crate::endpoints::history::History;
 use crate::endpoints::jobs::Registry;
 use crate::endpoints::over::{Over, Way};
 use crate::endpoints::refusal::Refusal;
@@ -100,6 +105,8 @@ pub struct Control {
     pub set_drain: Box<dyn Fn(bool) + Send + Sync>,
     /// Reads the settings again; gives what only a restart can change. Blocks.
     pub reload: Box<dyn Fn() -> Result<Vec<&'static str>, ReloadError> + Send + Sync>,
+    /// The file of settings, if there is one.
+    pub file: Box<dyn Fn() -> Option<PathBuf> + Send + Sync>,
 }
 
 /// Why settings were not taken into use. Nothing has changed.
@@ -117,6 +124,7 @@ struct Shared {
     gate: Gate,
     jobs: Registry,
     places: Places,
+    history: History,
     scans: Semaphore,
 }
 
@@ -153,6 +161,7 @@ pub fn start(
         gate: Gate::default(),
         jobs: Registry::default(),
         places: Places::default(),
+        history: History::default(),
         scans: Semaphore::new(MAX_BLOCKING),
     });
     thread::Builder::new()
@@ -175,6 +184,7 @@ async fn serve(listener: TcpListener, shared: Node, ended: impl Future<Output = 
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let router = TowerToHyperService::new(router(&shared));
     spawn(shared.control.talk.clone().run());
+    spawn(history::keep(shared.clone()));
     tokio::pin!(ended);
     loop {
         let (accepted, place) = tokio::select! {
@@ -286,17 +296,23 @@ fn table() -> Vec<Endpoint> {
         Endpoint::new(Method::DELETE, path::NODE_CACHE, Admin, "Clear a node's cache (`tier`: `disk` or `memory`)", delete(purge::clear)).answer::<api::ClearReport>(),
         Endpoint::new(Method::DELETE, path::MANIFEST, Admin, "Empty the manifest", delete(coverage::clear)).answer::<api::ManifestClear>(),
         read(path::STATUS, "Whether all is well, and what is not", get(state::status)).answer::<api::Status>(),
-        read(path::COVERAGE, "What of the manifest every node holds", get(coverage::coverage)).answer::<api::Coverage>(),
-        read(path::STATS, "Counters since the start", get(state::stats)).answer::<api::Stats>(),
+        read(path::COVERAGE, "What of the manifest every node holds", get(coverage::coverage)).query::<api::CoverageQuery>().answer::<api::Coverage>(),
+        read(path::STATS, "Counters since the start, or of the last `since_secs`", get(state::stats)).query::<api::StatsQuery>().answer::<api::Stats>(),
+        read(path::STATS_HISTORY, "Counters since the start, as they were every minute and every ten", get(history::history)).answer::<api::StatsHistory>(),
         read(path::CONFIG, "The settings in force, without secrets", get(state::config)).answer::<api::Settings>(),
         act(path::CONFIG_VALIDATE, Admin, "Check a file of settings, sent as text, and change nothing", post(state::validate)).answer::<api::Validation>(),
+        act(path::CONFIG_DIFF, Admin, "What a file of settings, sent as text, or the node's own, would change", post(state::diff)).answer::<api::SettingsDiff>(),
         act(path::CONFIG_RELOAD, Admin, "Read the file of settings again", post(state::reload)).answer::<api::Reload>(),
-        read(path::ORIGINS, "Origins and how they answered", get(state::origins)).answer::<api::Origins>(),
+        read(path::ORIGINS, "Origins and how they answered", get(origins::list)).answer::<api::Origins>(),
+        act(path::ORIGIN_CHECK, Read, "Ask an origin once, with HEAD", post(origins::check)).answer::<api::OriginChecks>(),
+        act(path::ORIGIN_DISABLE, Admin, "Ask an origin no more, as if it could not be reached, until the node ends", post(origins::disable)).answer::<api::Origins>(),
+        act(path::ORIGIN_ENABLE, Admin, "Ask an origin again", post(origins::enable)).answer::<api::Origins>(),
         read(path::STORAGE, "Disk and memory", get(state::storage)).answer::<api::Storage>(),
         act(path::STORAGE_VERIFY, Admin, "Compare the checksums of all stored blocks, as a job", post(jobs::verify)).answer::<api::Job>(),
         act(path::DRAIN, Admin, "Take a node out of rotation: it is not ready, and serves on", post(state::drain)).answer::<api::Drain>(),
         Endpoint::new(Method::DELETE, path::DRAIN, Admin, "Put a node back into rotation", delete(state::undrain)).answer::<api::Drain>(),
         read(path::DOCTOR, "What stands in the way on a node's machine", get(state::doctor)).answer::<api::Doctor>(),
+        read(path::SUPPORT_DUMP, "All that a node tells of itself, without secrets, to be sent to who helps", get(dump::dump)).answer::<api::SupportDump>(),
         read(path::JOBS, "Jobs that run or ran lately", get(jobs::list)).answer::<api::Jobs>(),
         act(path::JOBS, Admin, "Begin a job", post(jobs::begin)).ask::<api::JobRequest>().answer::<api::Job>(),
         read(path::JOB, "A job", get(jobs::show)).answer::<api::Job>(),

@@ -279,6 +279,11 @@ impl Node {
                 let settings = settings.clone();
                 Box::new(move || settings.read_again())
             },
+            file: {
+                let settings = settings.clone();
+                let path = move || Some(settings.file.lock().as_ref()?.0.clone());
+                Box::new(path)
+            },
         };
         let ended = {
             let mut phases = phases.clone();
@@ -601,6 +606,7 @@ fn open_cache(config: &Config, metrics: &Arc<Metrics>) -> Result<Cache, StartErr
         sweeper: Arc::new(Notify::new()),
         recorder: Arc::default(),
         metrics: metrics.clone(),
+        switches: Arc::default(),
     })
 }
 

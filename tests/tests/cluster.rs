@@ -818,6 +818,51 @@ async fn one_command_populates_all_nodes() {
             assert!(is_hit(node, target).await);
         }
     }
+    // How much that is, each way. The index is written behind.
+    let whole = || async {
+        let coverage: Coverage = told(a, "GET", path::COVERAGE, "").await;
+        coverage.nodes.iter().map(|node| node.present).sum::<u64>()
+    };
+    within("the indexes to know of it", async {
+        while whole().await != 9 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    for (by, name) in [
+        ("node", "a"),
+        ("region", "region-b"),
+        ("origin", "origin"),
+        ("prefix", "http://a.example/"),
+    ] {
+        let (code, text, error) = caje(a, &["coverage", "--by", by]).await;
+        assert_eq!(code, Some(0), "{text}{error}");
+        let rows = text.lines().filter(|line| line.contains("100 %"));
+        assert!(rows.count() == 3 && text.contains(name), "{by}\n{text}");
+    }
+    let coverage: Coverage = told(a, "GET", "/_caje/v1/coverage?by=origin", "").await;
+    let group = &coverage.nodes[0].groups[0];
+    assert_eq!(
+        (group.name.as_str(), group.present, group.missing),
+        ("origin", 3, 0)
+    );
+    cluster.fresh("/extra", "red", "listed by nobody");
+    a.get("/extra").await.expect(200);
+    let extra = || async {
+        let coverage: Coverage = told(a, "GET", "/_caje/v1/coverage?scope=local", "").await;
+        coverage.nodes[0].extra
+    };
+    within("the index to know of it", async {
+        while extra().await != 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let (code, text, error) = caje(a, &["stats", "--by", "region", "-o", "csv"]).await;
+    assert!(
+        code == Some(0) && text.lines().count() == 4,
+        "{text}{error}"
+    );
     // What fails on all of them, and who is away.
     let _ = cluster.origin.get("/gone").status(404).body("no");
     list(a, &["/gone"]).await;

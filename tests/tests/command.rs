@@ -90,7 +90,12 @@ async fn every_reading_command_reads() {
     }
     let (code, text, _) = caje(&node, &["config", "show"]).await;
     assert!(code == Some(0) && text.contains("[store]"), "{text}");
-    assert_eq!(caje(&node, &["healthcheck"]).await.0, Some(0));
+    let (code, text, _) = caje(&node, &["healthcheck", "-j"]).await;
+    let health: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert!(
+        code == Some(0) && health["state"] == "ready" && health["disk"] == "ok",
+        "{text}"
+    );
     let (_, text, _) = caje(&node, &["openapi"]).await;
     assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok());
     for shell in ["bash", "zsh", "fish"] {
@@ -164,7 +169,11 @@ async fn a_job_is_followed_to_its_end() {
         code == Some(0) && text.contains("out of rotation"),
         "{text}"
     );
-    assert_eq!(caje(&node, &["healthcheck"]).await.0, Some(1));
+    let (code, _, error) = caje(&node, &["healthcheck"]).await;
+    assert!(
+        code == Some(1) && error.contains("takes no traffic: draining"),
+        "{error}"
+    );
     assert_eq!(caje(&node, &["drain", "--undo"]).await.0, Some(0));
 }
 
@@ -235,4 +244,217 @@ async fn a_new_token_lets_in() {
     assert!(code == Some(1) && error.contains("admin"), "{error}");
     program.signal(nix::sys::signal::Signal::SIGTERM);
     assert_eq!(program.ended().await, Some(0));
+}
+
+/// A region's sums, the last while, and what is asked of others by a flag of its own.
+#[tokio::test]
+async fn counters_by_region_and_time() {
+    let (_origin, node) = filled().await;
+    let (code, text, error) = caje(&node, &["stats", "-1", "--by", "region", "-j"]).await;
+    assert_eq!(code, Some(0), "{error}");
+    let sums: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let region = &sums["regions"][0];
+    assert_eq!(
+        (&region["region"], &region["nodes"], &region["requests"]),
+        (&"-".into(), &1.into(), &2.into())
+    );
+    assert!(region.get("node").is_none(), "{text}");
+    let (code, text, _) = caje(&node, &["stats", "--since", "1h"]).await;
+    assert!(code == Some(0) && text.contains("requests"), "{text}");
+    for wrong in ["2d", "x", "0s"] {
+        let (code, _, error) = caje(&node, &["stats", "--since", wrong]).await;
+        assert!(code == Some(2) && error.contains("--since"), "{error}");
+    }
+    let history: serde_json::Value =
+        crate::api::told(&node, "GET", "/_caje/v1/stats/history", "").await;
+    assert_eq!(history["nodes"][0]["node"], "test");
+}
+
+/// What is off is not asked, whoever wants something of it; a check asks all the same.
+#[tokio::test]
+async fn an_origin_is_switched_off_and_on() {
+    let (origin, node) = filled().await;
+    let (code, text, error) = caje(&node, &["origins", "check", "-j"]).await;
+    assert_eq!(code, Some(0), "{text}{error}");
+    let checks: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let name = checks["nodes"][0]["origin"]
+        .as_str()
+        .expect("a name")
+        .to_owned();
+    assert!(checks["nodes"][0]["status"].is_u64(), "{text}");
+    let (code, text, error) = caje(&node, &["origins", "disable", &name]).await;
+    assert!(code == Some(0) && text.contains(" off "), "{text}{error}");
+    let before = origin.requests_total();
+    let got = node.get("/new").await;
+    assert_eq!(got.status(), 502, "{}", got.head.text);
+    assert!(
+        got.head.cache_status().contains("destination_unavailable"),
+        "{}",
+        got.head.text
+    );
+    assert_eq!(node.post("/new").await.status(), 502);
+    assert!(node.get("/a").await.head.is_hit());
+    assert_eq!(origin.requests_total(), before);
+    assert_eq!(caje(&node, &["origins", "check", &name]).await.0, Some(0));
+    let (code, text, _) = caje(&node, &["origins", "enable", &name]).await;
+    assert!(code == Some(0) && text.contains(" on "), "{text}");
+    let _ = origin.get("/new").body("new");
+    node.get("/new").await.says("new");
+    let (code, _, error) = caje(&node, &["origins", "disable", "nobody"]).await;
+    assert!(
+        code == Some(4) && error.contains("try: take one of: "),
+        "{error}"
+    );
+    let closed = Origin::start().await;
+    let node = Node::with(&closed, |config| {
+        with_tokens(config);
+        // Nobody listens there: a port that is not for everybody.
+        config.origins[0].url.port = 1;
+    })
+    .await;
+    let (code, text, _) = caje(&node, &["origins", "check"]).await;
+    assert!(code == Some(1) && text.contains("refused"), "{text}");
+}
+
+/// Settings: what a file would change, what to begin with, and that it is taken.
+#[tokio::test]
+async fn settings_are_compared() {
+    let (_origin, node) = filled().await;
+    let folder = caje_tests::Folder::new();
+    let file = folder.join("caje.toml");
+    let path = file.display().to_string();
+    let (code, text, error) = caje(&node, &["config", "show", "--effective"]).await;
+    assert_eq!(code, Some(0), "{error}");
+    // Tokens are shown without what lets them in.
+    let mut parts = text.split("\n[");
+    let mut same = parts.next().expect("a head").to_owned();
+    for part in parts.filter(|part| !part.starts_with("[admin.token]")) {
+        same += &format!("\n[{part}");
+    }
+    let changes = async |text: &str| {
+        std::fs::write(&file, text).expect("write a file");
+        let (code, text, error) = caje(&node, &["config", "diff", &path, "-j"]).await;
+        assert_eq!(code, Some(0), "{error}");
+        let diff: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let changes = diff["nodes"][0]["changes"]
+            .as_array()
+            .expect("changes")
+            .clone();
+        let is_token = |change: &serde_json::Value| {
+            let key = change["key"].as_str().unwrap_or_default();
+            key.starts_with("admin.token.") && change["then"].is_null()
+        };
+        changes
+            .into_iter()
+            .filter(|change| !is_token(change))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(changes(&same).await, Vec::<serde_json::Value>::new());
+    let other = same.replace("name = \"test\"", "name = \"other\"");
+    let changed = changes(&other).await;
+    assert_eq!(
+        (
+            changed.len(),
+            &changed[0]["key"],
+            &changed[0]["now"],
+            &changed[0]["then"]
+        ),
+        (1, &"node.name".into(), &"test".into(), &"other".into()),
+        "{changed:?}"
+    );
+    let (code, text, error) = caje(&node, &["config", "diff", &path]).await;
+    assert!(
+        code == Some(0) && text.contains("IN THE FILE"),
+        "{text}{error}"
+    );
+    std::fs::write(&file, "[store]\nsise = '1GiB'\n").expect("write a file");
+    let (code, _, error) = caje(&node, &["config", "diff", &path]).await;
+    assert!(
+        code == Some(2) && error.contains("did you mean `size`?"),
+        "{error}"
+    );
+    // Without a file it is the node's own, of which there is none here.
+    let (code, _, error) = caje(&node, &["config", "diff"]).await;
+    assert!(
+        code == Some(1) && error.contains("try: start it with"),
+        "{error}"
+    );
+    let (code, text, _) = run("nonsense", "", &["config", "init"]).await;
+    assert_eq!(code, Some(0));
+    std::fs::write(&file, text).expect("write a file");
+    let (code, text, error) = caje(&node, &["config", "validate", &path]).await;
+    assert_eq!(code, Some(0), "{text}{error}");
+}
+
+/// All that a node tells of itself, and nobody's secret or URL among it.
+#[tokio::test]
+async fn a_support_dump_has_all_and_no_secrets() {
+    let (_origin, node) = filled().await;
+    let (code, text, error) = caje(&node, &["support-dump"]).await;
+    assert_eq!(code, Some(0), "{error}");
+    let dump: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let own = &dump["nodes"][0];
+    for part in [
+        "info", "stats", "settings", "origins", "storage", "doctor", "jobs", "metrics",
+    ] {
+        assert!(own.get(part).is_some_and(|part| !part.is_null()), "{part}");
+    }
+    assert!(!text.contains("a.example"), "{text}");
+    // Tokens are looked for by what runs the command; their hashes:
+    let hash = caje_node::config::TokenHash::of(TOKEN).to_string();
+    assert!(!text.contains(&hash), "{text}");
+}
+
+/// URLs of a file, more than one request takes; asked first, as all that is about many.
+#[tokio::test]
+async fn many_urls_are_purged_in_several_requests() {
+    let (_origin, node) = filled().await;
+    let folder = caje_tests::Folder::new();
+    let file = folder.join("urls");
+    let mut text = "# what is gone\n".to_owned();
+    for number in 0..12_000 {
+        text += &format!("http://a.example/gone/{number}\n");
+    }
+    text += "http://a.example/a\n";
+    std::fs::write(&file, text).expect("write a file");
+    let path = file.display().to_string();
+    let (code, text, error) =
+        caje(&node, &["purge", "--wait", "--file", &path, "--key", "red"]).await;
+    assert_eq!(code, Some(0), "{text}{error}");
+    assert!(!node.get("/a").await.head.is_hit() && !node.get("/b").await.head.is_hit());
+}
+
+#[tokio::test]
+async fn a_node_by_its_place_and_what_goes_with_what() {
+    let (_origin, node) = filled().await;
+    let (code, text, error) = caje(&node, &["drain", "test"]).await;
+    assert!(
+        code == Some(0) && text.contains("out of rotation"),
+        "{text}{error}"
+    );
+    let (code, text, _) = caje(&node, &["drain", "test", "--undo"]).await;
+    assert!(code == Some(0) && text.contains("in rotation"), "{text}");
+    for (arguments, expected) in [
+        (&["drain", "nobody"][..], 4),
+        (&["drain", "test", "--node", "test"], 2),
+        (
+            &["origins", "disable", "main", "--all", "--node", "test"],
+            2,
+        ),
+        (&["why", "http://a.example/a", "--dry-run", "--live"], 2),
+        (&["clear", "--manifest", "--node", "test", "--yes"], 2),
+        (&["populate", "--rate", "fast"], 2),
+        (&["populate", "--concurrency", "0"], 2),
+        (&["coverage", "--by", "moon"], 2),
+    ] {
+        let (code, _, error) = caje(&node, arguments).await;
+        assert_eq!(code, Some(expected), "{arguments:?}\n{error}");
+    }
+    let (code, text, error) = caje(&node, &["why", "http://a.example/a", "--dry-run"]).await;
+    assert!(code == Some(0) && text.contains("cached"), "{error}");
+    let (code, text, error) = caje(&node, &["storage", "verify", "--repair"]).await;
+    assert!(
+        code == Some(0) && text.contains("populate-"),
+        "{text}{error}"
+    );
 }

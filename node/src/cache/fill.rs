@@ -502,6 +502,9 @@ impl Fetcher {
         request: UpstreamRequest,
         on_interim: &mut dyn FnMut(StatusCode, HeaderMap),
     ) -> Result<UpstreamResponse, OriginError> {
+        if self.cache.switches.is_off(&origin.name) {
+            return Err(OriginError::switched_off());
+        }
         let sent = self.pool.send(&origin.upstream, request, on_interim).await;
         let outcome = match &sent {
             Ok(response) => response.status.as_u16().into(),

@@ -7,7 +7,7 @@ use toml::{Table, Value};
 use super::value::show_size;
 use super::{
     AccessFormat, Admin, Cluster, Config, Engine, Glob, HostHeader, Http2, Io, Limits, Log,
-    Manifest, Node, Origin, Populate, Record, Store,
+    Manifest, Node, Origin, Populate, Record, Scheme, Store,
 };
 use crate::peer::Mode;
 
@@ -264,7 +264,11 @@ fn of_origin(origin: &Origin) -> Table {
         ("max_connections", number(origin.max_connections)),
         ("max_header_bytes", size(origin.max_header_bytes as u64)),
         ("max_interim", number(origin.max_interim)),
-        ("tls_insecure", switch(origin.tls_insecure)),
+        // Where there is no TLS the file would be refused for it.
+        (
+            "tls_insecure",
+            switch(origin.tls_insecure).filter(|_| origin.url.scheme == Scheme::Https),
+        ),
         (
             "tls_ca",
             origin.tls_ca.as_ref().and_then(|path| text(path.display())),

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use axum::extract::State as FromState;
 use caje_admin_api::{
-    Coverage, Held, List, ListQuery, ManifestClear, ManifestRow, NodeCoverage, Object, Objects,
-    ObjectsQuery, State,
+    Coverage, CoverageBy, CoverageGroup, CoverageQuery, Held, List, ListQuery, ManifestClear,
+    ManifestRow, NodeCoverage, Object, Objects, ObjectsQuery, State,
 };
 use http::StatusCode;
 
@@ -18,6 +18,9 @@ use crate::semantics::key::CacheKey;
 
 /// Rows that are taken out of the manifest at a time.
 const BATCH: usize = 1000;
+
+/// Groups of coverage that are told apart.
+const MAX_GROUPS: usize = 1000;
 
 /// How long a batch may take to be recorded.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -92,9 +95,12 @@ fn reader(shared: &Shared) -> Result<Reader, Refusal> {
     Ok(reader)
 }
 
-pub(super) async fn coverage(FromState(node): FromState<Node>) -> Answer<Coverage> {
+pub(super) async fn coverage(
+    FromState(node): FromState<Node>,
+    Asked(query): Asked<CoverageQuery>,
+) -> Answer<Coverage> {
     settle(&node).await?;
-    let own = node.apart(own).await?;
+    let own = node.apart(move |shared| own(shared, query.by)).await?;
     Ok(Told(Coverage { nodes: vec![own?] }))
 }
 
@@ -102,10 +108,27 @@ pub(super) async fn coverage(FromState(node): FromState<Node>) -> Answer<Coverag
 ///
 /// # Errors
 /// When the manifest or the disk is not there.
-pub(super) fn own(shared: &Shared) -> Result<NodeCoverage, Refusal> {
+pub(super) fn own(shared: &Shared, by: Option<CoverageBy>) -> Result<NodeCoverage, Refusal> {
     let reader = reader(shared)?;
     let counts = reader.coverage_counts(clock::now_secs());
     let counts = counts.map_err(|error| unreadable(&error))?;
+    let extra = reader.count_extra().map_err(|error| unreadable(&error))?;
+    let groups = by.map(|by| {
+        let name = |url: &str, origin: &str| match by {
+            CoverageBy::Origin => origin.to_owned(),
+            CoverageBy::Prefix => first_segment(url).to_owned(),
+        };
+        reader.coverage_groups(clock::now_secs(), MAX_GROUPS, name)
+    });
+    let groups = groups.transpose().map_err(|error| unreadable(&error))?;
+    let group = |(name, counts): (String, manifest::Coverage)| CoverageGroup {
+        name,
+        resources: counts.present + counts.stale + counts.partial + counts.missing,
+        present: counts.present,
+        stale: counts.stale,
+        partial: counts.partial,
+        missing: counts.missing,
+    };
     let told = shared.control.populate.watch().borrow().clone();
     let config = shared.control.config.load();
     let manifest::Coverage {
@@ -124,8 +147,23 @@ pub(super) fn own(shared: &Shared) -> Result<NodeCoverage, Refusal> {
         missing,
         blocked: told.blocked.clone(),
         waiting: told.waiting,
+        extra,
+        groups: groups.unwrap_or_default().into_iter().map(group).collect(),
         error: None,
     })
+}
+
+/// Scheme, host and the first segment of the path, with the slash behind it if there is more.
+fn first_segment(url: &str) -> &str {
+    let path = url.find("://").map_or(0, |at| at + 3);
+    let Some(root) = url[path..].find('/').map(|at| path + at + 1) else {
+        return url;
+    };
+    let rest = url[root..].split(['?', '#']).next().unwrap_or_default();
+    match rest.find('/') {
+        Some(at) => &url[..=root + at],
+        None => &url[..root],
+    }
 }
 
 /// What the manifest has and this node lacks, as objects of which nothing, or not all, is here.
@@ -328,6 +366,20 @@ mod tests {
         assert!(filter(None, Some("/v/"), None).is_err());
         assert!(filter(None, Some("a.example/v"), None).is_err());
         assert!(filter(Some("a"), None, Some("t")).is_err());
+    }
+
+    #[test]
+    fn where_a_url_belongs() {
+        for (url, prefix) in [
+            ("https://a.example/v/1/2", "https://a.example/v/"),
+            ("https://a.example/v/", "https://a.example/v/"),
+            ("https://a.example/v", "https://a.example/"),
+            ("https://a.example/", "https://a.example/"),
+            ("https://a.example/?x=/y/", "https://a.example/"),
+            ("nonsense", "nonsense"),
+        ] {
+            assert_eq!(first_segment(url), prefix, "{url}");
+        }
     }
 
     #[test]

@@ -143,6 +143,13 @@ impl Entry {
 
 /// All of them, the latest first.
 pub(super) async fn list(State(node): State<Node>) -> Told<Jobs> {
+    Told(Jobs {
+        jobs: all(&node),
+        unanswered: Vec::new(),
+    })
+}
+
+pub(super) fn all(node: &Node) -> Vec<Job> {
     let mut jobs: Vec<Job> = {
         let jobs = node.jobs.jobs.lock();
         jobs.iter().map(|entry| entry.shown()).collect()
@@ -151,10 +158,7 @@ pub(super) async fn list(State(node): State<Node>) -> Told<Jobs> {
     let told = node.control.populate.watch().borrow().clone();
     jobs.extend(told.runs.iter().map(|run| job_of(&name, run)));
     jobs.sort_by_key(|job| std::cmp::Reverse(job.started_ms));
-    Told(Jobs {
-        jobs,
-        unanswered: Vec::new(),
-    })
+    jobs
 }
 
 /// A run of populate, which keeps its own book.

@@ -44,8 +44,14 @@ pub(super) fn of_path(path: &str) -> Option<Over> {
         path::OBJECTS | path::LIST | path::EXPLAIN | path::NODE | path::NODE_CACHE => Over::One,
         path::JOB | path::JOB_RESUME => Over::Holder,
         path::STATS
+        | path::STATS_HISTORY
         | path::CONFIG
+        | path::CONFIG_DIFF
         | path::ORIGINS
+        | path::ORIGIN_CHECK
+        | path::ORIGIN_DISABLE
+        | path::ORIGIN_ENABLE
+        | path::SUPPORT_DUMP
         | path::STORAGE
         | path::STORAGE_VERIFY
         | path::DRAIN

@@ -7,7 +7,8 @@ use axum::extract::State;
 use caje_admin_api as api;
 use http::StatusCode;
 
-use super::refusal::{Answer, Refusal, Text, Told};
+use super::objects::millis;
+use super::refusal::{Answer, Asked, Refusal, Text, Told};
 use super::{Control, Node, ReloadError, Shared};
 use crate::clock;
 use crate::cluster::Role;
@@ -16,9 +17,9 @@ use crate::doctor;
 use crate::manifest;
 use crate::store::DiskHealth;
 use crate::telemetry::label::Label;
-use crate::telemetry::{CacheResult, NodeState, OriginOutcome, StatusClass, Uncacheable};
+use crate::telemetry::{CacheResult, NodeState, StatusClass, Uncacheable};
 
-fn info(shared: &Shared) -> api::NodeInfo {
+pub(super) fn info(shared: &Shared) -> api::NodeInfo {
     let control = &shared.control;
     let config = control.config.load();
     let usage = control.cache.store.usage();
@@ -105,14 +106,40 @@ pub(super) async fn status(State(node): State<Node>) -> Told<api::Status> {
 }
 
 /// The values of a label whose count is not 0.
-fn counted<L: Label>(count: impl Fn(&str) -> u64) -> BTreeMap<String, u64> {
+pub(super) fn counted<L: Label>(count: impl Fn(&str) -> u64) -> BTreeMap<String, u64> {
     let counts = L::VALUES
         .iter()
         .map(|&value| (value.to_owned(), count(value)));
     counts.filter(|(_, count)| *count > 0).collect()
 }
 
-pub(super) async fn stats(State(node): State<Node>) -> Told<api::Stats> {
+pub(super) async fn stats(
+    State(node): State<Node>,
+    Asked(query): Asked<api::StatsQuery>,
+) -> Told<api::Stats> {
+    let mut own = counters(&node);
+    if let Some(since) = query.since_secs {
+        own = node.history.since(own, since);
+    }
+    Told(api::Stats {
+        nodes: vec![own],
+        unanswered: Vec::new(),
+    })
+}
+
+/// The hit ratio of what was not made up by the node itself.
+pub(super) fn hit_ratio(requests: u64, by_cache: &BTreeMap<String, u64>) -> Option<f64> {
+    let of = |names: &[&str]| -> u64 { names.iter().filter_map(|name| by_cache.get(*name)).sum() };
+    let all = requests.saturating_sub(of(&["synthetic"]));
+    let hits = of(&["hit", "stale", "updating", "revalidated", "collapsed"]);
+    (all > 0).then(|| hits as f64 / all as f64)
+}
+
+/// All that was counted since the start.
+pub(super) fn counters(node: &Shared) -> api::NodeStats {
+    let config = node.control.config.load();
+    let at_ms = millis(clock::now());
+    let uptime_ms = u64::try_from(clock::uptime().as_millis()).unwrap_or(u64::MAX);
     let metrics = &node.control.metrics;
     let requests = |class: StatusClass, cache: CacheResult| metrics.requests.get((class, cache));
     let classes = || {
@@ -140,13 +167,14 @@ pub(super) async fn stats(State(node): State<Node>) -> Told<api::Stats> {
     let uncacheable = counted::<Uncacheable>(|reason| {
         Uncacheable::named(reason).map_or(0, |reason| metrics.uncacheable.get(reason))
     });
-    let of = |names: &[&str]| -> u64 { names.iter().filter_map(|name| by_cache.get(*name)).sum() };
-    let all = metrics.requests.total() - of(&["synthetic"]);
-    let hits = of(&["hit", "stale", "updating", "revalidated", "collapsed"]);
-    let own = api::NodeStats {
+    let requests = metrics.requests.total();
+    api::NodeStats {
         node: node.name(),
-        requests: metrics.requests.total(),
-        hit_ratio: (all > 0).then(|| hits as f64 / all as f64),
+        region: config.node.region.clone(),
+        since_ms: at_ms.saturating_sub(uptime_ms),
+        at_ms,
+        requests,
+        hit_ratio: hit_ratio(requests, &by_cache),
         by_cache,
         by_class,
         response_bytes: metrics.response_bytes.total(),
@@ -157,31 +185,111 @@ pub(super) async fn stats(State(node): State<Node>) -> Told<api::Stats> {
         fills_failed: metrics.fills_failed.total(),
         evictions: load(&node.control.cache.store.metrics().evictions),
         uncacheable,
-    };
-    Told(api::Stats {
-        nodes: vec![own],
-        unanswered: Vec::new(),
-    })
+    }
 }
 
-fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {
+pub(super) fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {
     counter.load(std::sync::atomic::Ordering::Relaxed)
 }
 
 pub(super) async fn config(State(node): State<Node>) -> Answer<api::Settings> {
+    Ok(Told(api::Settings {
+        nodes: vec![settings(&node)?],
+        unanswered: Vec::new(),
+    }))
+}
+
+/// The settings in force.
+pub(super) fn settings(node: &Shared) -> Result<api::NodeSettings, Refusal> {
     let config = node.control.config.load();
     let table = config.to_table();
     let toml = toml::to_string(&table).map_err(|_| Refusal::internal())?;
     let settings = serde_json::to_value(&table).map_err(|_| Refusal::internal())?;
-    let node = config.node.name.clone();
-    Ok(Told(api::Settings {
-        nodes: vec![api::NodeSettings {
-            node,
-            toml,
-            settings,
-        }],
+    Ok(api::NodeSettings {
+        node: config.node.name.clone(),
+        toml,
+        settings,
+    })
+}
+
+/// What a file of settings would change here. Without a text it is the node's own file.
+pub(super) async fn diff(State(node): State<Node>, Text(text): Text) -> Answer<api::SettingsDiff> {
+    let changes = node.apart(move |shared| {
+        let environment = Environment::of_process();
+        let then = match (text.trim().is_empty(), (shared.control.file)()) {
+            (false, _) => Config::parse(&text, Path::new("caje.toml"), &environment),
+            (true, Some(path)) => Config::load(&path),
+            (true, None) => return Err(no_file()),
+        };
+        let then = then.map_err(|errors| {
+            let remedy = "repair the file; `caje config validate FILE` checks it";
+            let status = StatusCode::UNPROCESSABLE_ENTITY;
+            Refusal::new(status, "bad-settings", errors.to_string(), remedy)
+        })?;
+        let flat = |config: &Config| -> Result<BTreeMap<String, serde_json::Value>, Refusal> {
+            let table = serde_json::to_value(config.to_table());
+            let mut flat = BTreeMap::new();
+            flatten("", table.map_err(|_| Refusal::internal())?, &mut flat);
+            Ok(flat)
+        };
+        let mut now = flat(&shared.control.config.load())?;
+        let mut changes = Vec::new();
+        for (key, then) in flat(&then)? {
+            let now = now.remove(&key);
+            if now.as_ref() != Some(&then) {
+                let then = Some(then);
+                changes.push(api::SettingChange { key, now, then });
+            }
+        }
+        changes.extend(now.into_iter().map(|(key, now)| api::SettingChange {
+            key,
+            now: Some(now),
+            then: None,
+        }));
+        changes.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(changes)
+    });
+    let own = api::NodeDiff {
+        node: node.name(),
+        changes: changes.await??,
+    };
+    Ok(Told(api::SettingsDiff {
+        nodes: vec![own],
         unanswered: Vec::new(),
     }))
+}
+
+/// Settings by their dotted names; those of lists of sections by the name that each section has.
+fn flatten(key: &str, value: serde_json::Value, flat: &mut BTreeMap<String, serde_json::Value>) {
+    use serde_json::Value;
+    let below = |name: &str| match key {
+        "" => name.to_owned(),
+        key => format!("{key}.{name}"),
+    };
+    match value {
+        Value::Object(table) => {
+            for (name, value) in table {
+                flatten(&below(&name), value, flat);
+            }
+        }
+        Value::Array(list) if list.iter().any(Value::is_object) => {
+            for (place, value) in list.into_iter().enumerate() {
+                let name = value.get("name").and_then(Value::as_str);
+                let name = name.map_or_else(|| place.to_string(), str::to_owned);
+                flatten(&below(&name), value, flat);
+            }
+        }
+        value => drop(flat.insert(key.to_owned(), value)),
+    }
+}
+
+fn no_file() -> Refusal {
+    Refusal::new(
+        StatusCode::CONFLICT,
+        "no-file",
+        ReloadError::NoFile.to_string(),
+        "start it with `caje-node run --config FILE`",
+    )
 }
 
 pub(super) async fn validate(Text(text): Text) -> Told<api::Validation> {
@@ -197,12 +305,7 @@ pub(super) async fn validate(Text(text): Text) -> Told<api::Validation> {
 pub(super) async fn reload(State(node): State<Node>) -> Answer<api::Reload> {
     let reloaded = node.apart(|shared| (shared.control.reload)()).await?;
     let needs_restart = reloaded.map_err(|error| match error {
-        ReloadError::NoFile => Refusal::new(
-            StatusCode::CONFLICT,
-            "no-file",
-            error.to_string(),
-            "start it with `caje-node run --config FILE`",
-        ),
+        ReloadError::NoFile => no_file(),
         ReloadError::Settings(_) => Refusal::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "bad-settings",
@@ -217,39 +320,14 @@ pub(super) async fn reload(State(node): State<Node>) -> Answer<api::Reload> {
     Ok(Told(api::Reload { nodes: vec![own] }))
 }
 
-pub(super) async fn origins(State(node): State<Node>) -> Told<api::Origins> {
-    let metrics = &node.control.metrics;
-    let config = node.control.config.load();
-    let origin = |origin: &crate::config::Origin| {
-        let id = metrics.origins.intern(&origin.name);
-        api::Origin {
-            name: origin.name.clone(),
-            url: origin.url.to_string(),
-            hosts: origin.hosts.iter().map(ToString::to_string).collect(),
-            path_prefix: origin.path_prefix.clone(),
-            requests: counted::<OriginOutcome>(|outcome| {
-                let outcome = OriginOutcome::named(outcome);
-                outcome.map_or(0, |outcome| metrics.origin_requests.get((id, outcome)))
-            }),
-            response_bytes: metrics.origin_response_bytes.get(id),
-        }
-    };
-    let gauge = |gauge: &std::sync::atomic::AtomicI64| {
-        gauge.load(std::sync::atomic::Ordering::Relaxed).max(0) as u64
-    };
-    let own = api::NodeOrigins {
-        node: config.node.name.clone(),
-        origins: config.origins.iter().map(origin).collect(),
-        connections: gauge(&node.control.origins.open),
-        waiting: gauge(&node.control.origins.waiting),
-    };
-    Told(api::Origins {
-        nodes: vec![own],
+pub(super) async fn storage(State(node): State<Node>) -> Told<api::Storage> {
+    Told(api::Storage {
+        nodes: vec![disk(&node)],
         unanswered: Vec::new(),
     })
 }
 
-pub(super) async fn storage(State(node): State<Node>) -> Told<api::Storage> {
+pub(super) fn disk(node: &Shared) -> api::NodeStorage {
     let config = node.control.config.load();
     let store = &node.control.cache.store;
     let (usage, health, metrics) = (store.usage(), store.health(), store.metrics());
@@ -258,7 +336,7 @@ pub(super) async fn storage(State(node): State<Node>) -> Told<api::Storage> {
         DiskHealth::Degraded { reason } => ("degraded", Some(reason)),
         DiskHealth::Off { reason } => ("off", Some(reason)),
     };
-    let own = api::NodeStorage {
+    api::NodeStorage {
         node: config.node.name.clone(),
         dir: config.store.dir.display().to_string(),
         disk: disk.to_owned(),
@@ -275,11 +353,7 @@ pub(super) async fn storage(State(node): State<Node>) -> Told<api::Storage> {
         checksum_errors: load(&metrics.crc_errors),
         read_errors: load(&metrics.read_errors),
         write_errors: load(&metrics.write_errors),
-    };
-    Told(api::Storage {
-        nodes: vec![own],
-        unanswered: Vec::new(),
-    })
+    }
 }
 
 pub(super) async fn drain(State(node): State<Node>) -> Told<api::Drain> {
@@ -305,10 +379,18 @@ fn drained(node: &Node) -> Told<api::Drain> {
 }
 
 pub(super) async fn doctor(State(node): State<Node>) -> Answer<api::Doctor> {
-    let checks = node.apart(|shared| doctor::examine(&shared.control.config.load_full()));
-    let checks = checks.await?;
-    let own = api::NodeDoctor {
-        node: node.name(),
+    let own = node.apart(examined).await?;
+    Ok(Told(api::Doctor {
+        nodes: vec![own],
+        unanswered: Vec::new(),
+    }))
+}
+
+/// What stands in the way. BLOCKING.
+pub(super) fn examined(shared: &Shared) -> api::NodeDoctor {
+    let checks = doctor::examine(&shared.control.config.load_full());
+    api::NodeDoctor {
+        node: shared.name(),
         worst: doctor::worst(&checks).as_str().to_owned(),
         checks: checks
             .into_iter()
@@ -319,9 +401,5 @@ pub(super) async fn doctor(State(node): State<Node>) -> Answer<api::Doctor> {
                 remedy: check.advice,
             })
             .collect(),
-    };
-    Ok(Told(api::Doctor {
-        nodes: vec![own],
-        unanswered: Vec::new(),
-    }))
+    }
 }

@@ -113,6 +113,17 @@ pub struct Coverage {
     pub missing: u64,
 }
 
+impl Coverage {
+    fn add(&mut self, held: Held, count: u64) {
+        *match held {
+            Held::Missing => &mut self.missing,
+            Held::Partial => &mut self.partial,
+            Held::Stale => &mut self.stale,
+            Held::Present => &mut self.present,
+        } += count;
+    }
+}
+
 /// The best that the index has of a resource, as a number of [`Held`].
 const HELD: &str = "ifnull((
     SELECT max(CASE
@@ -273,14 +284,52 @@ impl Reader {
         let mut counts = Coverage::default();
         while let Some(row) = rows.next()? {
             let count = row.get::<_, i64>(1)?.unsigned_abs();
-            match held_of(row.get(0)?) {
-                Held::Missing => counts.missing += count,
-                Held::Partial => counts.partial += count,
-                Held::Stale => counts.stale += count,
-                Held::Present => counts.present += count,
-            }
+            counts.add(held_of(row.get(0)?), count);
         }
         Ok(counts)
+    }
+
+    /// The same for groups of resources, as `name` calls them by URL and origin. What is beyond `limit` groups counts
+    /// in one called `*`.
+    pub fn coverage_groups(
+        &self,
+        now_secs: u64,
+        limit: usize,
+        name: impl Fn(&str, &str) -> String,
+    ) -> rusqlite::Result<BTreeMap<String, Coverage>> {
+        let sql = format!(
+            "SELECT {HELD} AS held, url, json_extract(value, '$.origin') FROM entry
+             WHERE url IS NOT NULL AND ?1 IS NULL AND ?2 IS NULL AND ?3 IS NULL"
+        );
+        let mut statement = self.connection.prepare_cached(&sql)?;
+        let nothing = rusqlite::types::Null;
+        let mut rows =
+            statement.query(params![nothing, nothing, nothing, now_secs.cast_signed()])?;
+        let mut groups: BTreeMap<String, Coverage> = BTreeMap::new();
+        while let Some(row) = rows.next()? {
+            let (url, origin): (String, Option<String>) = (row.get(1)?, row.get(2)?);
+            let name = name(&url, origin.as_deref().unwrap_or_default());
+            let name = match groups.len() < limit || groups.contains_key(&name) {
+                true => name,
+                false => "*".to_owned(),
+            };
+            groups.entry(name).or_default().add(held_of(row.get(0)?), 1);
+        }
+        Ok(groups)
+    }
+
+    /// How many stored responses the manifest does not list.
+    pub fn count_extra(&self) -> rusqlite::Result<u64> {
+        let count: i64 = self
+            .connection
+            .prepare_cached(
+                "SELECT count(*) FROM disk.object
+                 WHERE (key, variant) NOT IN (
+                     SELECT cache_key, variant FROM entry
+                     WHERE url IS NOT NULL AND cache_key IS NOT NULL AND variant IS NOT NULL)",
+            )?
+            .query_row([], |row| row.get(0))?;
+        Ok(count.unsigned_abs())
     }
 
     /// The rows of `entry` that a filter and `only` let through, with one more column; in both ?4 is a number.

@@ -79,6 +79,11 @@ impl OriginError {
         }
     }
 
+    /// An operator has switched the origin off.
+    pub fn switched_off() -> Self {
+        Self::new(ErrorKind::Connect, "an operator has switched it off")
+    }
+
     pub(super) fn timeout(phase: Phase) -> Self {
         Self::new(ErrorKind::Timeout(phase), "took too long")
     }
