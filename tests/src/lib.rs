@@ -7,6 +7,7 @@
 //! - The client believes nothing: it frames answers by itself, and tells whole ones from cut ones.
 
 mod client;
+mod consul;
 mod faults;
 mod folder;
 mod http2;
@@ -19,6 +20,7 @@ use std::future::Future;
 use std::time::Duration;
 
 pub use client::{Answer, Ask, Connection, End, Got, Head};
+pub use consul::Consul;
 pub use faults::{Fault, Faults, publication};
 pub use folder::Folder;
 pub use http2::{Frame, Http2, RawHttp2, frame_type};

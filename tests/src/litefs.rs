@@ -20,9 +20,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use litefs::{Event, Events, Position, Stopper};
+use litefs::{Event, Events, Position, Role, Stopper};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::consul::Consul;
 
 /// How long anything may take: longer than elsewhere, as these plays write to a disk that all others use too.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -60,6 +62,62 @@ impl LiteFs {
             wire.addr.to_string()
         });
         Ok((nodes, wire.expect("a wire")))
+    }
+
+    /// Starts `count` nodes that agree on a primary by this Consul, the first of them to begin with. A session ends two
+    /// seconds after the last word of its owner, where LiteFS's own setting makes it twenty; `CAJE_CONSUL_TTL` is half of
+    /// that.
+    ///
+    /// # Errors
+    /// [`Skip`].
+    pub fn elected_cluster(count: usize, consul: &Consul) -> Result<Vec<LiteFs>, Skip> {
+        let binary = LiteFs::available()?;
+        let url = consul.url();
+        let seconds = env::var("CAJE_CONSUL_TTL").ok();
+        let seconds = seconds.map_or(1, |text| text.parse().expect("a number"));
+        let (time_to_live, pause) = (Duration::from_secs(seconds), Duration::from_secs(1));
+        Ok(LiteFs::start_elected_cluster(
+            &binary,
+            count,
+            &url,
+            time_to_live,
+            pause,
+        ))
+    }
+
+    /// Asks its primary to hand over to it, and waits until it is primary.
+    ///
+    /// # Errors
+    /// What LiteFS has answered.
+    pub fn promote(&self) -> Result<(), String> {
+        let addr = self.http_addr();
+        let asked = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect(addr)?;
+            write!(
+                stream,
+                "POST /promote HTTP/1.1\r\nhost: {addr}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            )?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let answer = asked().map_err(|error| error.to_string())?;
+        if !answer.starts_with("HTTP/1.1 200 ") {
+            return Err(answer);
+        }
+        let until = Instant::now() + PATIENCE;
+        while !self.is_primary() {
+            if Instant::now() >= until {
+                return Err("it does not become primary".to_owned());
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    /// Whether it says that it is the primary.
+    pub fn is_primary(&self) -> bool {
+        litefs::info(self.http_addr()).is_ok_and(|info| info.role == Role::Primary)
     }
 
     /// Where LiteFS is: `CAJE_LITEFS_BIN`, or `litefs` on the path.

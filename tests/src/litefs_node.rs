@@ -8,6 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use caje_admin_api::Nodes;
 use caje_node::config::TokenHash;
 use rusqlite::{Connection, OpenFlags};
 use slow_server::Origin;
@@ -218,6 +219,23 @@ impl LiteFsNode {
             count().is_ok_and(|count| count as usize == wanted)
         })
         .await;
+    }
+
+    /// Waits until it knows of so many nodes, itself included, and each of them answers it.
+    ///
+    /// # Panics
+    /// When they do not within [`PATIENCE`].
+    pub async fn until_knows(&self, wanted: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let got = self.order("GET", "/_caje/v1/nodes", "").await.expect(200);
+            let text = got.text();
+            let known: Nodes = serde_json::from_str(&text).expect("nodes");
+            if known.nodes.len() == wanted && known.unanswered.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{text}\n{}", self.log());
+        }
     }
 
     /// Waits until it has all of these.

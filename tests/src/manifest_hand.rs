@@ -7,12 +7,14 @@
 //! |---|---|
 //! | `record PREFIX COUNT` | `done`: so many resources, queued |
 //! | `soak SECONDS` | `soaked BATCHES ROWS`: own and shared resources all that time, and batches published in it |
+//! | `write PREFIX SECONDS` | `wrote ROWS`: own resources all that time |
 //! | `purge TAG` | `recorded NUMBER MILLISECONDS`, once it is durable, or `failed` |
 //! | `rows` | `rows COUNT DIGEST`, of the whole merge |
 //! | `resources` | `resources COUNT` |
 //! | `reach COUNT` | `resources COUNT`, as soon as there are so many; or else `still COUNT` and the status |
 //! | `caught-up` | `caught up with COUNT`, as soon as it has, and how many resources there are then |
 //! | `outbox` | `outbox ROWS` |
+//! | `lost` | `lost ROWS`: of its own that had been published, were found missing, and are published again |
 //! | `status` | all of the status, for people |
 //! | `hold` | `holding`: has begun a batch of its own under the lock, and written half of it. The next line, whatever it is, has it commit: `let go RESULT` |
 //! | `half AUTHOR` | `half COUNT SOUND`: rows of such batches in that database, and what its integrity check says |
@@ -102,6 +104,17 @@ fn main() -> Result<(), Box<dyn Error>> {
                 }
                 format!("soaked {} {rows}", manifest.status().batches - before)
             }
+            ["write", prefix, seconds] => {
+                let end = Instant::now() + Duration::from_secs(seconds.parse()?);
+                let mut rows = 0;
+                while Instant::now() < end {
+                    manifest.record(resource(&format!("{prefix}{rows}")))?;
+                    rows += 1;
+                    let pause = Instant::now() + SOAK_PAUSE;
+                    let _ = wait_until(std::future::pending::<()>(), Some(pause));
+                }
+                format!("wrote {rows}")
+            }
             ["purge", tag] => {
                 let purge = Purge {
                     selector: Selector::Tag {
@@ -154,6 +167,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 }
             }
             ["outbox"] => format!("outbox {}", manifest.status().outbox),
+            ["lost"] => format!("lost {}", manifest.status().rows_lost),
             ["status"] => format!("{:?}", manifest.status()),
             ["hold"] => {
                 let mut wait = || {

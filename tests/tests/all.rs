@@ -13,6 +13,7 @@ mod http2;
 mod lies;
 mod limits;
 mod litefs;
+mod litefs_consul;
 mod litefs_nodes;
 mod manifest;
 mod operations;

@@ -3,8 +3,8 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use caje_admin_api::path;
-use caje_tests::{Hand, LiteFsNode, Origin};
+use caje_admin_api::{PurgeReport, path};
+use caje_tests::{Hand, LiteFsNode, Origin, OriginAnswer};
 use nix::sys::signal::Signal;
 
 use crate::cluster::{answer_with_tags, measure_tags};
@@ -352,5 +352,110 @@ async fn a_node_on_litefs_is_forgotten() {
     for node in &nodes {
         node.until_recorded(15).await;
         node.all_published().await;
+    }
+}
+
+/// Of each kind in the play of purges.
+const OF_A_KIND: usize = 10;
+
+/// What bears this tag, and what it says.
+fn tagged(origin: &Origin, tag: &str, said: &'static str) -> Vec<String> {
+    let answer = OriginAnswer::ok()
+        .cache_control("max-age=600, stale-if-error=600")
+        .header("surrogate-key", tag)
+        .body(said);
+    let targets = (0..OF_A_KIND).map(|number| format!("/{tag}/{number}"));
+    targets
+        .inspect(|target| drop(origin.get(target).answer(answer.clone())))
+        .collect()
+}
+
+/// Purges a tag: which of the nodes were reached.
+async fn purge(node: &LiteFsNode, tag: &str) -> Vec<(String, bool)> {
+    let order = format!("{{\"tags\":[\"{tag}\"]}}");
+    let got = node.order("POST", "/_caje/v1/purge", &order).await;
+    let report: PurgeReport = serde_json::from_slice(&got.body).expect("a report");
+    let mut reached: Vec<_> = report
+        .nodes
+        .into_iter()
+        .map(|node| (node.node, node.done))
+        .collect();
+    reached.sort();
+    reached
+}
+
+/// Asks for all of them, which say nothing else.
+async fn say(node: &LiteFsNode, targets: &[String], said: &str) {
+    for target in targets {
+        node.get(target).await.says(said);
+    }
+}
+
+/// A node that was down during a purge, with its LiteFS, never serves what was purged: not before it has read the log,
+/// whether its mount is there or not and its origin answers or not; and not afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_down_never_serves_what_was_purged_meanwhile() {
+    let origin = Origin::start().await;
+    let Ok(mut nodes) = LiteFsNode::cluster(&origin, 3, QUIET).await else {
+        return;
+    };
+    let kept = tagged(&origin, "kept", "as ever");
+    let all = |done| {
+        [("n0", true), ("n1", true), ("n2", done)].map(|(node, done)| (node.to_owned(), done))
+    };
+    for (tag, mount_is_there) in [("red", true), ("blue", false)] {
+        let purged = tagged(&origin, tag, "old");
+        for node in &nodes {
+            node.until_metric("caje_purge_log_unread", 0.0).await;
+            say(node, &purged, "old").await;
+            say(node, &kept, "as ever").await;
+        }
+        for node in &nodes {
+            node.all_published().await;
+            node.until_knows(3).await;
+        }
+        assert_eq!(nodes[2].shutdown().await, Some(0));
+        assert!(nodes[2].litefs.shutdown().success());
+        assert_eq!(purge(&nodes[0], tag).await, all(false));
+        tagged(&origin, tag, "new");
+        for node in &nodes[..2] {
+            node.all_published().await;
+            say(node, &purged, "new").await;
+        }
+
+        if mount_is_there {
+            nodes[2].litefs.restart();
+        }
+        origin.refuse().await;
+        origin.kill_connections();
+        nodes[2].start().await;
+        // From its first moment on, and nothing else to be had.
+        for target in &purged {
+            let got = nodes[2].get(target).await;
+            assert_ne!(got.text(), "old", "{tag}: {}", got.head.text);
+        }
+        origin.resume().await;
+        say(&nodes[2], &purged[1..], "new").await;
+        if !mount_is_there {
+            assert_eq!(nodes[2].metric("caje_purge_log_unread").await, 1.0);
+            let asked = origin.requests(&kept[0]);
+            say(&nodes[2], &kept[..1], "as ever").await;
+            assert_eq!(origin.requests(&kept[0]), asked + 1, "used unvalidated");
+            let ready = nodes[2].readyz().await;
+            assert!(
+                ready.contains("purges: the log was not read yet"),
+                "{ready}"
+            );
+            nodes[2].litefs.restart();
+        }
+        nodes[2].until_metric("caje_purge_log_unread", 0.0).await;
+        say(&nodes[2], &purged, "new").await;
+        // What was not purged is trusted again.
+        for target in &kept {
+            let got = nodes[2].get(target).await.says("as ever");
+            assert!(got.head.is_hit(), "{}", got.head.text);
+        }
+        nodes[2].until_knows(3).await;
+        assert_eq!(purge(&nodes[1], tag).await, all(true));
     }
 }

@@ -589,7 +589,7 @@ fn hand(arguments: &[&str]) -> Hand {
 }
 
 /// Asks all until they give the same answer.
-fn agree(hands: &mut [Hand], order: &str, wanted: Option<&str>) -> String {
+pub(crate) fn agree(hands: &mut [Hand], order: &str, wanted: Option<&str>) -> String {
     let since = Instant::now();
     loop {
         let answers: Vec<String> = hands.iter_mut().map(|hand| hand.does(order, &[])).collect();
@@ -608,7 +608,7 @@ fn agree(hands: &mut [Hand], order: &str, wanted: Option<&str>) -> String {
 }
 
 /// For what has no event.
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let since = Instant::now();
     while !holds() {
         assert!(since.elapsed() < HAND_PATIENCE, "waited for {what}");
@@ -646,13 +646,13 @@ fn kill_9_loses_no_acknowledged_row() {
 }
 
 /// Manifests on the mounts of a cluster.
-fn cluster(nodes: &[LiteFs], folder: &Folder) -> Vec<Hand> {
+pub(crate) fn cluster(nodes: &[LiteFs], folder: &Folder) -> Vec<Hand> {
     let nodes = nodes.iter().enumerate();
     nodes.map(|(at, node)| on_node(at, node, folder)).collect()
 }
 
 /// The manifest of node `n<at>`, again if there was one.
-fn on_node(at: usize, node: &LiteFs, folder: &Folder) -> Hand {
+pub(crate) fn on_node(at: usize, node: &LiteFs, folder: &Folder) -> Hand {
     let mount = node.mount_dir().display().to_string();
     let data = folder.join(&format!("n{at}")).display().to_string();
     hand(&["litefs", &mount, node.http_addr(), &data, &format!("n{at}")])
@@ -660,7 +660,7 @@ fn on_node(at: usize, node: &LiteFs, folder: &Folder) -> Hand {
 
 /// All agree on that many resources and have nothing left to say; every copy of every database is sound, and what is
 /// there of batches that were cut is whole or nothing, and the same everywhere.
-fn agree_on(hands: &mut [Hand], resources: u32) {
+pub(crate) fn agree_on(hands: &mut [Hand], resources: u32) {
     let resources = format!("resources {resources}");
     agree(hands, "resources", Some(&resources));
     agree(hands, "outbox", Some("outbox 0"));
@@ -675,7 +675,7 @@ fn agree_on(hands: &mut [Hand], resources: u32) {
 }
 
 /// Each node records its own and what all record; waits until all have all.
-fn record(hands: &mut [Hand], round: &str, count: u32, total: u32) {
+pub(crate) fn record(hands: &mut [Hand], round: &str, count: u32, total: u32) {
     for (at, hand) in hands.iter_mut().enumerate() {
         hand.order("record", &[&format!("/{round}/own/{at}/"), &count]);
         assert_eq!(hand.answer(), "done");

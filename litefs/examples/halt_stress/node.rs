@@ -72,15 +72,46 @@ impl LiteFs {
         through: impl FnOnce(&str) -> String,
     ) -> Vec<LiteFs> {
         let addrs: Vec<String> = (0..count).map(|_| free_addr()).collect();
-        let mut nodes = vec![LiteFs::start(binary, &addrs[0], &addrs[0], true)];
+        let lease = |primary: &str, candidate: bool| {
+            format!(
+                "type: static\n  hostname: primary\n  advertise-url: \"http://{primary}\"\n  candidate: {candidate}"
+            )
+        };
+        let mut nodes = vec![LiteFs::start(binary, &addrs[0], &lease(&addrs[0], true))];
         let primary = through(&addrs[0]);
         for addr in &addrs[1..] {
-            nodes.push(LiteFs::start(binary, addr, &primary, false));
+            nodes.push(LiteFs::start(binary, addr, &lease(&primary, false)));
         }
         nodes
     }
 
-    fn start(binary: &Path, addr: &str, primary: &str, candidate: bool) -> LiteFs {
+    /// Nodes `l0`, `l1` and so on that agree on a primary by a Consul at `url`, all of them candidates: `l0` to begin with.
+    /// A session ends after twice the `time_to_live` without a word, and who has lost its primary waits for the `pause`.
+    pub fn start_elected_cluster(
+        binary: &Path,
+        count: usize,
+        url: &str,
+        time_to_live: Duration,
+        pause: Duration,
+    ) -> Vec<LiteFs> {
+        let lease = |number: usize, addr: &str| {
+            format!(
+                "type: consul\n  hostname: l{number}\n  advertise-url: \"http://{addr}\"\n  \
+                 candidate: true\n  reconnect-delay: {}ms\n  demote-delay: {}ms\n  \
+                 consul:\n    url: \"{url}\"\n    key: primary\n    ttl: {}ms",
+                pause.as_millis(),
+                pause.as_millis(),
+                time_to_live.as_millis(),
+            )
+        };
+        let addrs = (0..count).map(|number| (number, free_addr()));
+        addrs
+            .map(|(number, addr)| LiteFs::start(binary, &addr, &lease(number, &addr)))
+            .collect()
+    }
+
+    /// `lease` is what that section of the settings has.
+    fn start(binary: &Path, addr: &str, lease: &str) -> LiteFs {
         let folder = std::env::temp_dir().join(format!("litefs-{}", addr.replace(':', "-")));
         let mut node = LiteFs {
             binary: binary.to_owned(),
@@ -98,7 +129,7 @@ impl LiteFs {
              exec: \"tail --pid={} -f /dev/null\"\n\
              data:\n  dir: {:?}\n\
              http:\n  addr: \"{addr}\"\n\
-             lease:\n  type: static\n  hostname: primary\n  advertise-url: \"http://{primary}\"\n  candidate: {candidate}\n",
+             lease:\n  {lease}\n",
             node.mount_dir(),
             std::process::id(),
             node.data_dir(),
