@@ -60,6 +60,21 @@ pub enum HaltError {
         /// From the call to the refusal.
         waited: Duration,
     },
+    /// The primary has granted the lock, and this node's copy has not come to stand where the primary's does, so LiteFS has
+    /// given it back. It has *not* forgotten it on this node: the next content of somebody else's that the primary brings
+    /// for this database stops the replica for good. The next lock on the database that is granted, and released, makes
+    /// it forget; where the copy stands still because the answer to a commit was lost, none is, and LiteFS has to be
+    /// restarted. Said once: further attempts are refused for whatever reason they have.
+    #[error(
+        "{}: HALT was granted, but this node's copy is not where the primary's is, after {waited:?}; try: restart this node's LiteFS",
+        database.display()
+    )]
+    OutOfStep {
+        /// The path of the database.
+        database: PathBuf,
+        /// From the call to the refusal.
+        waited: Duration,
+    },
     /// This very descriptor holds the lock already, or waits for it (`ENOLCK`). [`halt`] opens a new one for
     /// each lock and cannot meet this.
     #[error(
@@ -102,6 +117,7 @@ pub enum HaltError {
 /// - for the lock of a database that another node writes;
 /// - on a database that this node has just made, until its content has come back: LiteFS sends its author a copy
 ///   after the first lock is released, which shows as a second [`Event::Tx`](crate::Event::Tx) with the same position;
+/// - after [`HaltError::OutOfStep`], without a restart of LiteFS, if anybody else has written the database;
 /// - after [`Event::PrimaryChange`](crate::Event::PrimaryChange) to a replica, until all has come that the primary had:
 ///   [`lag`](crate::lag()) is then shorter than the time since that event.
 ///
@@ -114,6 +130,7 @@ pub fn halt(database: impl AsRef<Path>) -> Result<HaltGuard, HaltError> {
     let database = database.as_ref();
     check(folder_of(database))?;
     let lock = open_high(database)?;
+    let was_counted = is_counted_as_held(&lock);
     let asked = Instant::now();
     loop {
         let refused = match set_lock(&lock, libc::F_WRLCK) {
@@ -121,7 +138,16 @@ pub fn halt(database: impl AsRef<Path>) -> Result<HaltGuard, HaltError> {
             Err(Errno::EINTR) if asked.elapsed() < RETRIED => continue,
             Err(errno) => errno,
         };
-        return Err(refusal(refused, database, asked.elapsed()));
+        let waited = asked.elapsed();
+        return Err(match refused {
+            Errno::EIO | Errno::EINTR if !was_counted && is_counted_as_held(&lock) => {
+                HaltError::OutOfStep {
+                    database: database.to_owned(),
+                    waited,
+                }
+            }
+            refused => refusal(refused, database, waited),
+        });
     }
     Ok(HaltGuard {
         lock: Some(lock),
@@ -234,16 +260,27 @@ fn open_high(database: &Path) -> Result<OwnedFd, HaltError> {
     // `low` is closed here, before anything is locked.
 }
 
+/// Whether LiteFS takes this node for the holder of this database's lock. What it answers where it does not know the
+/// question, or is gone, is no.
+fn is_counted_as_held(lock: &OwnedFd) -> bool {
+    let mut range = halt_range(libc::F_WRLCK);
+    let asked = fcntl(lock, FcntlArg::F_OFD_GETLK(&mut range));
+    asked.is_ok() && libc::c_int::from(range.l_type) != libc::F_UNLCK
+}
+
 /// The only call that LiteFS understands: the waiting one, on one byte.
 fn set_lock(lock: &OwnedFd, kind: libc::c_int) -> Result<(), Errno> {
-    let range = libc::flock {
+    fcntl(lock, FcntlArg::F_OFD_SETLKW(&halt_range(kind))).map(drop)
+}
+
+fn halt_range(kind: libc::c_int) -> libc::flock {
+    libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: HALT_BYTE,
         l_len: 1,
         l_pid: 0,
-    };
-    fcntl(lock, FcntlArg::F_OFD_SETLKW(&range)).map(drop)
+    }
 }
 
 fn refusal(errno: Errno, database: &Path, waited: Duration) -> HaltError {

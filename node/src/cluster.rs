@@ -68,6 +68,10 @@ pub enum ClusterError {
     /// The lock was not granted in time.
     #[error("waited in vain for the lock: {0}")]
     TimedOut(String),
+    /// The lock was granted, and of no use: this node's copy does not stand where the primary's does. Only a restart of
+    /// LiteFS is sure to help.
+    #[error("the own copy stands still: {0}")]
+    OutOfStep(String),
     /// The primary has not sent all yet that this node lacks. Nothing was tried.
     #[error("what the primary had is not all here yet")]
     Joining,

@@ -521,7 +521,15 @@ impl Counters {
     }
 
     fn granted(&self) {
-        self.count(|status| status.halt_failures = 0);
+        self.count(|status| {
+            status.halt_failures = 0;
+            status.is_out_of_step = false;
+        });
+    }
+
+    /// The lock is granted and cannot be used.
+    fn out_of_step(&self) {
+        self.count(|status| status.is_out_of_step = true);
     }
 
     /// A publication has failed. Where there is no primary it could not do else.

@@ -36,6 +36,7 @@ pub fn publication(engine: &dyn Engine, author: &str, mut meanwhile: impl FnMut(
             _ => "misplaced",
         },
         Err(ClusterError::NoPrimary(_)) => "NoPrimary",
+        Err(ClusterError::OutOfStep(_)) => "OutOfStep",
         Err(ClusterError::TimedOut(_)) => "TimedOut",
         Err(ClusterError::Lost(_)) => "Lost",
         Err(ClusterError::Gone(_)) => "Gone",
@@ -48,6 +49,8 @@ pub fn publication(engine: &dyn Engine, author: &str, mut meanwhile: impl FnMut(
 pub enum Fault {
     /// No lock: nothing is written.
     Before,
+    /// A lock that is granted where this node's copy stands still.
+    OutOfStep,
     /// Nobody serves the folder.
     Gone,
     /// The lock is lost without a word before anything is written, which then fails.
@@ -170,6 +173,7 @@ impl Engine for Faults {
         let fault = self.next.lock().expect("faults").pop_front();
         match &fault {
             Some(Fault::Before) => return Err(ClusterError::NoPrimary("told to".into())),
+            Some(Fault::OutOfStep) => return Err(ClusterError::OutOfStep("told to".into())),
             Some(Fault::Gone) => return Err(ClusterError::Gone("told to".into())),
             Some(Fault::Wait(wait)) => {
                 // It never sends anything.

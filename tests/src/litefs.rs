@@ -29,6 +29,9 @@ use crate::consul::Consul;
 /// How long anything may take: longer than elsewhere, as these plays write to a disk that all others use too.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A session that is handed over has expired then, and somebody else is elected.
+const HANDED_OVER: Duration = Duration::from_secs(5);
+
 #[path = "../../litefs/examples/halt_stress/node.rs"]
 mod node;
 
@@ -105,10 +108,10 @@ impl LiteFs {
         if !answer.starts_with("HTTP/1.1 200 ") {
             return Err(answer);
         }
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + HANDED_OVER;
         while !self.is_primary() {
             if Instant::now() >= until {
-                return Err("it does not become primary".to_owned());
+                return Err("what it was handed has expired".to_owned());
             }
             std::thread::yield_now();
         }

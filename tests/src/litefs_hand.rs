@@ -183,6 +183,7 @@ fn halt_kind(error: &HaltError) -> &'static str {
     match error {
         HaltError::Mount(error) => mount_kind(error),
         HaltError::NoPrimary { .. } => "NoPrimary",
+        HaltError::OutOfStep { .. } => "OutOfStep",
         HaltError::TimedOut { .. } => "TimedOut",
         HaltError::AlreadyHeld { .. } => "AlreadyHeld",
         HaltError::TooFewDescriptors => "TooFewDescriptors",

@@ -246,6 +246,54 @@ fn a_signal_does_not_end_the_wait() {
     assert!(written.starts_with("committed "), "{written}");
 }
 
+/// A lock that is granted while this node's copy is held up is refused, and told from one that another holds. LiteFS does
+/// not forget it: what the primary has for that database then stops the replica for good, whatever is brought after it.
+/// Only a restart helps.
+#[test]
+fn a_lock_that_is_of_no_use_has_a_name_of_its_own() {
+    let Ok(mut nodes) = LiteFs::cluster(2) else {
+        return;
+    };
+    let [primary, replica] = &mut nodes[..] else {
+        unreachable!()
+    };
+    let (mut holder, mut writer, mut reader) = (hand(), hand(), hand());
+    for name in ["a.db", "b.db"] {
+        let position = written(&mut holder, replica, name);
+        arrives(primary, name, position);
+    }
+    let mut write = |name: &str| {
+        let committed = writer.does("write", &[&path(primary, name), &1]);
+        let position = committed.strip_prefix("committed ").expect("a commit");
+        position.parse::<Position>().expect("a position")
+    };
+    let refused = |hand: &mut Hand, database: &str| {
+        let answer = hand.does("halt", &[&database]);
+        let (kind, waited) = failure(&answer);
+        assert_eq!(kind, "OutOfStep", "{database}");
+        assert!(waited >= Duration::from_secs(9), "{waited:?}");
+    };
+    // Nothing is applied on the replica while somebody reads what comes first.
+    assert_eq!(reader.does("read", &[&path(replica, "b.db")]), "reading");
+    let read = write("b.db");
+    write("a.db");
+    refused(&mut holder, &path(replica, "a.db"));
+    drop(reader);
+    arrives(replica, "b.db", read);
+
+    write("b.db");
+    refused(&mut holder, &path(replica, "b.db"));
+    replica.restart();
+    let mut holder = hand();
+    for name in ["a.db", "b.db"] {
+        let now = litefs::position(primary.database(name)).expect("a position");
+        arrives(replica, name, now);
+        let held = holder.does("halt", &[&path(replica, name)]);
+        assert!(held.starts_with("held "), "{name}: {held}");
+        assert_eq!(holder.does("release", &[]), "done");
+    }
+}
+
 /// Without a primary the lock is refused at once and the role is unknown; both heal when it is back.
 #[test]
 fn without_a_primary_nobody_gets_a_lock() {

@@ -155,7 +155,7 @@ fn a_handover_in_the_middle_of_a_batch_loses_nothing() {
 /// rolled it back.
 #[test]
 fn handovers_while_all_write_lose_nothing() {
-    const ROUNDS: usize = 4;
+    const ROUNDS: usize = 2;
     let consul = Consul::start();
     let Ok(nodes) = LiteFs::elected_cluster(3, &consul) else {
         return;
@@ -179,7 +179,7 @@ fn handovers_while_all_write_lose_nothing() {
             (0..3).filter(|at| stands(*at) > before[*at] + 3).count() >= 2
         });
         let since = Instant::now();
-        // Whoever is not connected is refused.
+        // Whoever is not connected is refused, and to whom a lock holds up it may come too late.
         let next = &nodes[round % 3];
         wait_until("a handover", || next.promote().is_ok());
         slowest = slowest.max(since.elapsed());

@@ -520,6 +520,28 @@ async fn a_lock_that_is_refused_three_times_is_trouble() {
     writer.close();
 }
 
+/// A lock that is granted and of no use is trouble at once, until one is of use.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_that_is_of_no_use_is_trouble() {
+    let folder = Folder::new();
+    let engine = Faults::open(&folder.join("shared"));
+    let writer = open(engine.clone(), &folder, "a");
+    settled(&writer, |status| status.caught_up).await;
+    engine.fail(Fault::OutOfStep);
+    let go = engine.stand_still();
+    writer.record(resource("/1")).expect("a row");
+    settled(&writer, |status| {
+        status.trouble() == Some(Trouble::OutOfStep)
+    })
+    .await;
+    drop(go);
+    settled(&writer, |status| {
+        status.outbox == 0 && status.trouble().is_none()
+    })
+    .await;
+    writer.close();
+}
+
 /// What the node's own index holds of the manifest: whole, in part, out of date, or not at all.
 #[tokio::test(flavor = "multi_thread")]
 async fn coverage_joins_the_manifest_and_the_disk() {
@@ -1166,7 +1188,7 @@ fn an_answer_that_is_lost_ends_with_a_restart() {
     let mut trouble = String::new();
     wait_until("trouble", || {
         trouble = hands[1].does("trouble", &[]);
-        trouble.contains("publications have failed")
+        trouble.contains("try: restart LiteFS")
     });
     let asked = since.elapsed();
     nodes[1].restart();

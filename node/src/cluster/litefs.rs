@@ -4,7 +4,9 @@
 //! - While a lock is held, no part of this process may start a child process: that would release it.
 //! - No lock is asked for while LiteFS may still bring content for that database from its primary. A replica that has
 //!   asked, and is brought any, stops for good: it takes its own write lock twice. LiteFS brings content to the author
-//!   when it connects to a primary, and once after the first transactions of a new database.
+//!   when it connects to a primary, and once after the first transactions of a new database. So a node asks only as a
+//!   replica that is known to be connected. A primary writes without a lock, which would do nothing: if it is none any
+//!   more, its write is refused, where its question would be put to the next primary too early.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +16,7 @@ use std::time::{Duration, Instant};
 
 /// What this node is among the others; where there are no others, as on a shared folder, each is primary.
 pub use litefs::Role;
-use litefs::{Events, HaltError, MountError};
+use litefs::{Events, HaltError, HaltGuard, MountError};
 use parking_lot::{Condvar, Mutex};
 
 use super::{
@@ -46,7 +48,8 @@ struct Heard {
 
 #[derive(Debug)]
 struct State {
-    role: Role,
+    /// `None` before LiteFS, or its silence, has said anything.
+    role: Option<Role>,
     /// When it began to connect to this primary; `None` where it was connected before we asked.
     connecting: Option<Instant>,
     /// Where databases stand that were asked about, and how often in a row that was told.
@@ -56,7 +59,7 @@ struct State {
 impl Heard {
     fn became(&self, role: Role, connecting: Option<Instant>) {
         let mut state = self.state.lock();
-        state.role = role;
+        state.role = Some(role);
         state.connecting = connecting;
         drop(state);
         self.told.notify_all();
@@ -81,7 +84,7 @@ impl LiteFs {
             addr: addr.to_owned(),
             heard: Arc::new(Heard {
                 state: Mutex::new(State {
-                    role: Role::Unknown,
+                    role: None,
                     connecting: None,
                     applied: HashMap::new(),
                 }),
@@ -90,17 +93,30 @@ impl LiteFs {
         }
     }
 
-    /// Waits until a replica has what its primary had when it connected.
-    fn wait_joined(&self) -> Result<(), ClusterError> {
+    /// Waits until it is known how a publication is to be made: until LiteFS has told its role, and a replica has what its
+    /// primary had when it connected. Says whether it takes a lock.
+    fn wait_joined(&self) -> Result<bool, ClusterError> {
         let until = Instant::now() + BROUGHT;
-        while matches!(self.role(), Role::Replica { .. }) && self.freshness()? == Freshness::Unknown
-        {
+        loop {
+            let role = self.heard.state.lock().role.clone();
+            match role {
+                Some(Role::Primary) => return Ok(false),
+                Some(Role::Replica { .. }) if self.freshness()? != Freshness::Unknown => {
+                    return Ok(true);
+                }
+                Some(Role::Unknown) => {
+                    litefs::primary(&self.mount)?;
+                    let error =
+                        "LiteFS is connected to none; try: its log, and `/info` of its port";
+                    return Err(ClusterError::NoPrimary(error.to_owned()));
+                }
+                Some(Role::Replica { .. }) | None => {}
+            }
             if Instant::now() >= until {
                 return Err(ClusterError::Joining);
             }
             self.heard.told.wait_for(&mut self.heard.state.lock(), LOOK);
         }
-        Ok(())
     }
 
     /// Waits until LiteFS has brought a new database back to its author: after the commit it tells of the same
@@ -108,7 +124,7 @@ impl LiteFs {
     fn wait_brought_back(&self, author: &str, position: Position) {
         let until = Instant::now() + BROUGHT;
         let mut state = self.heard.state.lock();
-        while matches!(state.role, Role::Replica { .. })
+        while matches!(state.role, Some(Role::Replica { .. }))
             && state
                 .applied
                 .get(author)
@@ -135,20 +151,23 @@ impl Engine for LiteFs {
         write: &mut dyn FnMut(&Turn<'_>),
     ) -> Result<Position, ClusterError> {
         let database = self.database(author);
-        self.wait_joined()?;
+        let takes_lock = self.wait_joined()?;
         litefs::create_database(&database)?;
-        let lock = litefs::halt(&database)?;
+        let lock = match takes_lock {
+            true => Some(litefs::halt(&database)?),
+            false => None,
+        };
         let is_new = self.position(author)? == Position::default();
         if is_new {
             let mut state = self.heard.state.lock();
             state.applied.insert(author.to_owned(), Default::default());
         }
         write(&Turn::new(&database));
-        if lock.is_expired() {
+        if lock.as_ref().is_some_and(HaltGuard::is_expired) {
             return Err(ClusterError::Lost(author.to_owned()));
         }
         let position = self.position(author)?;
-        lock.release()?;
+        lock.map_or(Ok(()), HaltGuard::release)?;
         if is_new && position != Position::default() {
             self.wait_brought_back(author, position);
         }
@@ -185,7 +204,8 @@ impl Engine for LiteFs {
     }
 
     fn role(&self) -> Role {
-        self.heard.state.lock().role.clone()
+        let role = self.heard.state.lock().role.clone();
+        role.unwrap_or(Role::Unknown)
     }
 
     /// A primary says once a second that it lives, and for the first time when it has sent all that there was; but
@@ -260,6 +280,7 @@ impl From<HaltError> for ClusterError {
     fn from(error: HaltError) -> ClusterError {
         match error {
             HaltError::NoPrimary { .. } => ClusterError::NoPrimary(error.to_string()),
+            HaltError::OutOfStep { .. } => ClusterError::OutOfStep(error.to_string()),
             HaltError::TimedOut { .. } => ClusterError::TimedOut(error.to_string()),
             HaltError::Mount(error) => error.into(),
             error => ClusterError::LiteFs(error.to_string()),

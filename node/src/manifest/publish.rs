@@ -368,8 +368,12 @@ impl Publisher {
             }
             Err(error) => {
                 self.in_doubt = true;
-                if !matches!(error, PublishError::Cluster(ClusterError::Joining)) {
-                    self.counters.not_published(&self.engine.role());
+                match &error {
+                    PublishError::Cluster(ClusterError::Joining) => {}
+                    PublishError::Cluster(ClusterError::OutOfStep(_)) => {
+                        self.counters.out_of_step();
+                    }
+                    _ => self.counters.not_published(&self.engine.role()),
                 }
                 self.failed("the own database", &error);
                 Left::Unknown
@@ -582,6 +586,8 @@ pub struct Status {
     pub caught_up: bool,
     /// Publications in a row that have failed though there was a primary.
     pub halt_failures: u32,
+    /// Its own database stands still on this node, and on the primary it does not.
+    pub is_out_of_step: bool,
     /// The others' databases are as they were so long ago, which is longer than it should be.
     pub position_behind: Option<Duration>,
     /// How long the publisher has been at one thing, which can only mean that it waits for LiteFS.
@@ -597,6 +603,10 @@ pub enum Trouble {
     Gone,
     #[error("LiteFS has not answered for {} s; try: restart LiteFS, and this node with it", .0.as_secs())]
     StandsStill(Duration),
+    #[error(
+        "the node's own database stands still on this node, and on the primary it does not; try: restart LiteFS, and this node with it"
+    )]
+    OutOfStep,
     #[error("{0} publications have failed in a row; try: restart LiteFS, and this node with it")]
     NotPublished(u32),
     #[error("what other nodes say is {} s old; try: the log of LiteFS, whether there is a primary, and else restart LiteFS, and this node with it", .0.as_secs())]
@@ -612,6 +622,9 @@ impl Status {
         }
         if let Some(busy) = self.busy.filter(|busy| *busy > LONGEST_ROUND) {
             return Some(Trouble::StandsStill(busy));
+        }
+        if self.is_out_of_step {
+            return Some(Trouble::OutOfStep);
         }
         if self.halt_failures >= FAILURES {
             return Some(Trouble::NotPublished(self.halt_failures));
@@ -635,6 +648,7 @@ impl Default for Status {
             given_up: 0,
             caught_up: false,
             halt_failures: 0,
+            is_out_of_step: false,
             position_behind: None,
             busy: None,
             is_gone: false,
