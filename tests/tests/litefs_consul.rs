@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use caje_tests::{Consul, Folder, HAND_PATIENCE, Hand, LiteFs};
 
-use crate::manifest::{agree, agree_on, cluster, record, wait_until};
+use crate::manifest::{agree, agree_on, cluster, on_node, record, wait_until};
 
 /// Rows of its own that a node has published again, since its start.
 fn lost(hand: &mut Hand) -> u32 {
@@ -62,6 +62,42 @@ fn a_primary_that_is_lost_is_replaced_and_loses_nothing() {
     agree_on(&mut hands, 80 + rows + most);
     println!(
         "elected after {elected:?}; the others had published all after {alone:?}; all there {:?} after its start; lost and published again: {:?}",
+        back.elapsed(),
+        hands.iter_mut().map(lost).collect::<Vec<_>>(),
+    );
+    drop(hands);
+    drop(nodes);
+}
+
+/// A primary that is told to end gives its session back: another is elected at once.
+#[test]
+fn a_primary_that_is_told_to_end_is_replaced_at_once() {
+    let consul = Consul::start();
+    let Ok(mut nodes) = LiteFs::elected_cluster(3, &consul) else {
+        return;
+    };
+    let folder = Folder::new();
+    let mut hands = cluster(&nodes, &folder);
+    record(&mut hands, "before", 20, 80);
+    assert_eq!(hands[0].does("record", &[&"/last/", &5]), "done");
+    assert_eq!(hands[0].does("close", &[]), "done");
+    assert!(hands[0].ended().success());
+    let since = Instant::now();
+    assert!(nodes[0].shutdown().success());
+    consul.until_primary(HAND_PATIENCE, |primary| !primary.contains("\"l0\""));
+    let elected = since.elapsed();
+    for (at, hand) in hands.iter_mut().enumerate().skip(1) {
+        let prefix = format!("/without/{at}/");
+        assert_eq!(hand.does("record", &[&prefix, &5]), "done");
+    }
+    reach(&mut hands[1..], 95);
+    let alone = since.elapsed();
+    nodes[0].restart();
+    hands[0] = on_node(0, &nodes[0], &folder);
+    let back = Instant::now();
+    agree_on(&mut hands, 95);
+    println!(
+        "elected after {elected:?}; the others agree after {alone:?}; all {:?} after its start; lost and published again: {:?}",
         back.elapsed(),
         hands.iter_mut().map(lost).collect::<Vec<_>>(),
     );
