@@ -2,7 +2,7 @@
 //!
 //! Kept true here:
 //! - A database `m-<node>.db` is written by its author alone, and only within [`Engine::publish`], which holds
-//!   its lock.
+//!   its lock. LiteFS's primary has none to hold, and refuses who is none any more.
 //! - Whoever subscribes is told of each change, or that some may have been missed ([`Event::Resync`]).
 //! - Nothing here knows what the databases hold; only `litefs` knows LiteFS's files.
 //!
