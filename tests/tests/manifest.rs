@@ -520,6 +520,31 @@ async fn a_lock_that_is_refused_three_times_is_trouble() {
     writer.close();
 }
 
+/// However long a publication has failed: with another role it is tried again soon, also after one more failure.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_role_ends_long_pauses() {
+    let folder = Folder::new();
+    let engine = Faults::open(&folder.join("shared"));
+    let writer = open(engine.clone(), &folder, "a");
+    settled(&writer, |status| status.caught_up).await;
+    // The pauses between them are three seconds in all, and the next is as long.
+    for _ in 0..6 {
+        engine.fail(Fault::Before);
+    }
+    writer.record(resource("/1")).expect("a row");
+    settled(&writer, |status| status.halt_failures == 6).await;
+    engine.fail(Fault::Before);
+    let since = Instant::now();
+    engine.tell(ClusterEvent::Role(engine.role()));
+    settled(&writer, |status| {
+        status.outbox == 0 && status.error.is_none()
+    })
+    .await;
+    let took = since.elapsed();
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    writer.close();
+}
+
 /// A lock that is granted and of no use is trouble at once, until one is of use.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lock_that_is_of_no_use_is_trouble() {

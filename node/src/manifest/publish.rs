@@ -34,6 +34,9 @@ const BATCH_ROWS: usize = 1000;
 /// Pauses after a failure: from the first to the second value, doubled each time. A sign of life ends one.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// The longest pause after another role: what fails then fails for another reason than before.
+const BACKOFF_ANEW: Duration = Duration::from_millis(400);
+
 /// Between two looks at how up to date the others' databases are: until all has been read for the first time, and then.
 const LOOK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
@@ -231,6 +234,9 @@ impl Publisher {
             // More rows are no reason to believe that it goes better now.
             let is_pause = retry.is_some_and(|retry| Instant::now() < retry)
                 && !(work.role || work.resync || work.stop);
+            if work.role {
+                self.backoff = self.backoff.min(BACKOFF_ANEW);
+            }
             due |= work.outbox || work.role;
             list |= work.resync;
             self.in_doubt |= work.role;
