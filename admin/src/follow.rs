@@ -14,6 +14,9 @@ use crate::output::{Format, bytes};
 /// Between two lines about one job, at the least.
 const LINE_PACE: Duration = Duration::from_secs(1);
 
+/// A node tells of so many jobs in one answer.
+const MAX_FOLLOWED: usize = 64;
+
 /// How jobs have ended, as far as that is known.
 pub struct Followed {
     /// In the order in which they were asked for.
@@ -37,6 +40,11 @@ impl Followed {
 
 /// Follows jobs of any nodes until all are over, or nothing more can be heard of them.
 pub fn follow(ids: &[String], client: &Client) -> Result<Followed, Failure> {
+    if ids.len() > MAX_FOLLOWED {
+        let what = format!("{} jobs are too many to follow at once", ids.len());
+        let remedy = "they go on; `caje jobs` lists them, and `caje jobs watch` follows up to 64";
+        return Err(Failure::error(what, remedy));
+    }
     let names: Vec<String> = ids.iter().map(|id| encode(id)).collect();
     let target = path::JOB_EVENTS.replace("{id}", &names.join(","));
     let events = client.send("GET", &target, None)?.lines();
