@@ -384,6 +384,40 @@ async fn a_run_goes_no_faster_than_it_was_told() {
     }
 }
 
+/// What was cleared a moment ago is lacking, though the index is written behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_knows_what_was_lost_just_before_it() {
+    let origin = Origin::start().await;
+    for target in ["/a", "/b"] {
+        let _ = origin
+            .get(target)
+            .generated(100)
+            .cache_control("max-age=60");
+    }
+    let node = Node::with(&origin, with_tokens).await;
+    listed(&node, &["/a", "/b"], 2).await;
+    let job: Job = told(&node, "POST", path::JOBS, r#"{"kind":"populate"}"#).await;
+    ends(&node, &job.id).await;
+    let held = || async {
+        let coverage: Coverage = told(&node, "GET", path::COVERAGE, "").await;
+        coverage.nodes[0].present
+    };
+    within("the index to know of it", async {
+        while held().await != 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let _: serde_json::Value = told(&node, "POST", path::CLEAR_FS, "").await;
+    let job: Job = told(&node, "POST", path::JOBS, r#"{"kind":"populate"}"#).await;
+    ends(&node, &job.id).await;
+    let job: Job = told(&node, "GET", &path::JOB.replace("{id}", &job.id), "").await;
+    assert_eq!(job.done, 2, "{job:?}");
+    for target in ["/a", "/b"] {
+        assert!(node.get(target).await.expect(200).head.is_hit());
+    }
+}
+
 /// Lists more, and waits until there are so many.
 async fn listed(node: &Node, targets: &[&str], count: u64) {
     list(node, targets).await;

@@ -271,6 +271,8 @@ struct Worker {
     last_lost: Instant,
     /// When the index knows of what was lost first since the last look.
     lost_due: Option<Instant>,
+    /// Until then the index may not know what was lost before the last order: no run is at its end.
+    settles: Option<Instant>,
 
     /// What is next, by origin.
     window: BTreeMap<usize, VecDeque<Item>>,
@@ -326,6 +328,7 @@ impl Worker {
             due_ms: None,
             last_lost: Instant::now(),
             lost_due: None,
+            settles: None,
             window: BTreeMap::new(),
             flying: BTreeMap::new(),
             busy: HashSet::new(),
@@ -357,6 +360,12 @@ impl Worker {
                     self.page = None;
                     self.page_has_come(page);
                 }
+                // Before what is asked for after it.
+                () = residency.lost() => {
+                    let now = Instant::now();
+                    self.last_lost = now;
+                    self.lost_due.get_or_insert(now + LOST_DELAY);
+                }
                 command = commands.recv(), if is_steered => match command {
                     Some(command) => self.obey(command),
                     None => is_steered = false,
@@ -374,11 +383,6 @@ impl Worker {
                         return;
                     }
                     self.take_orders();
-                }
-                () = residency.lost() => {
-                    let now = Instant::now();
-                    self.last_lost = now;
-                    self.lost_due.get_or_insert(now + LOST_DELAY);
                 }
                 () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => {}
             }
@@ -412,6 +416,7 @@ impl Worker {
 
     fn obey(&mut self, command: Command) {
         let before = self.runs.active_number();
+        self.settles = self.lost_due.map(|_| self.last_lost + LOST_DELAY);
         // What was done is told before it is answered. Who asked may have gone.
         match command {
             Command::Begin(wish, answer) => {
@@ -783,7 +788,9 @@ impl Worker {
                 .is_some_and(|run| run.filter == walk.filter);
             walk.is_over && !walk.has_left && is_its_own
         });
-        if !is_over || self.is_due || self.page.is_some() || !self.busy.is_empty() {
+        let is_settled = self.settles.is_none_or(|at| at <= Instant::now());
+        let has_more = self.is_due || self.page.is_some() || !self.busy.is_empty();
+        if !is_over || has_more || !is_settled {
             return;
         }
         if self.runs.end_active(clock::now()) {
