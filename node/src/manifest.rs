@@ -45,6 +45,7 @@ use publish::{FIRST_BACKOFF, Publisher, Tasks};
 use queue::Queue;
 use rows::Kind;
 
+pub use local::{Listener, Listing, Named};
 pub use publish::{Status, Trouble};
 pub use read::{
     Author, Coverage, Covered, Cursor, Filter, Held, List, Listed, PurgeCursor, Purges, Reader,
@@ -314,6 +315,15 @@ impl Manifest {
     /// Changes each time that the merge has changed, and when the node has caught up.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.0.changed.clone()
+    }
+
+    /// Tells `listener` of all that is listed before this returns, and then of each change, from the threads that
+    /// make them and which wait for it; another listener is told no more. BLOCKING.
+    ///
+    /// # Errors
+    /// As SQLite has it.
+    pub fn tell_listed(&self, listener: Box<Listener>) -> rusqlite::Result<()> {
+        self.0.local.tell_listed(listener)
     }
 
     /// A connection to look things up with. BLOCKING, as all it does.

@@ -229,14 +229,8 @@ impl Node {
             may_purge,
         });
         let own = node_row(&settings.current.load(), &addresses, admin_address);
-        let keeper = Keeper::start(
-            &settings.current.load(),
-            own,
-            cache.recorder.clone(),
-            cache.clock.clone(),
-            peers.clone(),
-        )
-        .map_err(StartError::Thread)?;
+        let keeper = Keeper::start(&settings.current.load(), own, &cache, peers.clone())
+            .map_err(StartError::Thread)?;
         sample::sample_manifest(&metrics, keeper.clone(), cache.recorder.clone());
         let (populate, populator) = {
             let config = settings.current.load();

@@ -36,7 +36,7 @@ use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -55,7 +55,7 @@ use self::memory::Memory;
 pub use self::object::Object;
 use self::object::{Flight, Slot};
 use self::recover::{Directory, Geometry, RecoverError, Row};
-use self::usage::Sieve;
+use self::usage::Ranks;
 use self::writer::Job;
 use crate::block::{BlockIndex, BlockSize, BodyId};
 
@@ -206,6 +206,10 @@ pub struct Usage {
     /// Bytes of pages that blocks occupy.
     pub disk_bytes: u64,
     pub disk_limit: u64,
+    /// The same, or what could be reserved of it where the file system has no more.
+    pub disk_reach: u64,
+    /// Bytes of pages of objects that are spared.
+    pub spared_bytes: u64,
     pub memory_bytes: u64,
     pub memory_limit: u64,
     /// Bytes put and not yet written.
@@ -327,7 +331,7 @@ struct Shared {
     metrics: Metrics,
     next_body: AtomicU64,
     /// Published objects. Lock order: an object's state, then this.
-    queue: Mutex<Sieve<Object>>,
+    queue: Mutex<Ranks<Object>>,
     max_objects: usize,
     disk: Option<Disk>,
     health: Mutex<DiskHealth>,
@@ -337,6 +341,8 @@ struct Shared {
     dirty_freed: Notify,
     /// Bytes of present blocks that no disk holds.
     memory_only_bytes: AtomicU64,
+    /// Pages of blocks of objects that are spared.
+    spared_pages: AtomicI64,
     jobs: mpsc::UnboundedSender<Job>,
     /// Found at the start, until somebody takes them.
     purges: Mutex<Vec<PurgeRow>>,
@@ -471,7 +477,7 @@ impl Store {
             memory,
             metrics: Metrics::default(),
             next_body: AtomicU64::new(last_body.wrapping_add(1)),
-            queue: Mutex::new(Sieve::new()),
+            queue: Mutex::new(Ranks::new()),
             max_objects: settings.max_objects.max(1),
             disk,
             health: Mutex::new(health),
@@ -479,6 +485,7 @@ impl Store {
             dirty_limit,
             dirty_freed: Notify::new(),
             memory_only_bytes: AtomicU64::new(0),
+            spared_pages: AtomicI64::new(0),
             jobs,
             purges: Mutex::new(purges),
             evict_asked: AtomicBool::new(false),
@@ -623,6 +630,11 @@ impl Store {
         object.touch(now);
     }
 
+    /// Whether the object is given up only after all that are not spared. The store forgets it at its end.
+    pub fn spare(&self, object: &Arc<Object>, is_spared: bool) {
+        self.shared().spare(object, is_spared);
+    }
+
     /// Takes the object out of the store. Those who hold it can read on; its space is free when the
     /// last of them has let go.
     pub fn remove(&self, object: &Arc<Object>) {
@@ -670,16 +682,19 @@ impl Store {
     pub fn usage(&self) -> Usage {
         let shared = self.shared();
         let page = PAGE_BYTES as u64;
-        let (used, limit) = match &shared.disk {
+        let (used, limit, reach) = match &shared.disk {
             Some(disk) => {
                 let map = disk.map.lock();
-                (map.used(), map.limit())
+                (map.used(), map.limit(), disk.reach(&map))
             }
-            None => (0, 0),
+            None => (0, 0, 0),
         };
+        let spared = shared.spared_pages.load(Ordering::Relaxed);
         Usage {
             disk_bytes: u64::from(used) * page,
             disk_limit: u64::from(limit) * page,
+            disk_reach: u64::from(reach) * page,
+            spared_bytes: u64::try_from(spared).unwrap_or_default() * page,
             memory_bytes: shared.memory.bytes(),
             memory_limit: shared.memory.limit_bytes(),
             dirty_bytes: shared.dirty.load(Ordering::Relaxed),
@@ -762,7 +777,7 @@ impl Drop for Handle {
         // The queue and its objects refer to each other through the weak handle only, but objects
         // free their pages when dropped: let them, while there is a map.
         let members: Vec<_> = self.shared.queue.lock().members().cloned().collect();
-        *self.shared.queue.lock() = Sieve::new();
+        *self.shared.queue.lock() = Ranks::new();
         drop(members);
     }
 }
@@ -852,7 +867,7 @@ impl Shared {
         let mut queue = self.queue.lock();
         for object in by_use {
             // Nobody else knows the object yet: the lock order does not matter here.
-            object.state.lock().seat = Some(queue.insert(object.clone()));
+            object.state.lock().place = Some(queue.insert(object.clone(), false));
         }
         drop(queue);
         recovered
@@ -1046,8 +1061,9 @@ impl Shared {
         if object.is_gone() {
             return;
         }
-        if state.seat.is_none() {
-            state.seat = Some(self.queue.lock().insert(object.clone()));
+        if state.place.is_none() {
+            let place = self.queue.lock().insert(object.clone(), state.spared);
+            state.place = Some(place);
         }
         if let Some(disk) = &self.disk
             && !disk.writes_off.load(Ordering::Relaxed)
@@ -1080,11 +1096,26 @@ impl Shared {
                 disk.index.send(Message::Delete(object.clone()));
             }
         }
-        let seat = state.seat.take();
+        object.set_spared(&mut state, false);
+        let place = state.place.take();
         drop(state);
-        let member = seat.and_then(|seat| self.queue.lock().remove(seat, object));
+        let member = place.and_then(|place| self.queue.lock().remove(place, object));
         drop(member);
         true
+    }
+
+    fn spare(&self, object: &Arc<Object>, is_spared: bool) {
+        let mut state = object.state.lock();
+        if object.is_gone() || !object.set_spared(&mut state, is_spared) {
+            return;
+        }
+        if let Some(place) = state.place.take() {
+            let mut queue = self.queue.lock();
+            // Where it is not found, it is being evicted this moment.
+            state.place = queue
+                .remove(place, object)
+                .map(|member| queue.insert(member, is_spared));
+        }
     }
 
     /// Takes back the pages of an object that nobody holds any more.

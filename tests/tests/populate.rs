@@ -1,5 +1,6 @@
 //! What the manifest lists and this disk lacks is fetched, without a client asking.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -877,4 +878,164 @@ async fn settings_are_taken_into_use() {
     for name in &names {
         assert_eq!(origin.requests(name), 1, "{name}");
     }
+}
+
+/// Bodies of one block, of which such a disk takes some sixty.
+const BLOCK: u64 = 256 << 10;
+const SMALL_DISK: u64 = 64 * BLOCK;
+
+fn small_disk(config: &mut Config) {
+    config.store.size_bytes = SMALL_DISK;
+    config.store.memory_bytes = 4 << 20;
+}
+
+/// Has clients ask for bodies of one block, until the disk knows of them.
+async fn ask_for(node: &Node, name: &str, numbers: std::ops::Range<u64>) {
+    let mut connection = node.connect().await;
+    for n in numbers {
+        let target = format!("/bytes/{BLOCK}/{name}/{n}");
+        connection.get(&target).await.is_whole(&target, BLOCK);
+    }
+    node.inner().store().flush().await;
+}
+
+fn blocks(name: &str, count: u64) -> Vec<String> {
+    (0..count)
+        .map(|n| format!("/bytes/{BLOCK}/{name}/{n}"))
+        .collect()
+}
+
+fn asked_for(origin: &Origin, targets: &[String]) -> u64 {
+    targets.iter().map(|target| origin.requests(target)).sum()
+}
+
+/// However much else comes, what the manifest lists stays; and goes like anything else when it is listed no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_listed_is_given_up_last() {
+    let origin = Origin::start().await;
+    let node = Node::with(&origin, small_disk).await;
+    let listed = blocks("listed", 20);
+    let known = manifest(&node).await;
+    // Some are stored before they are listed, and some after.
+    ask_for(&node, "listed", 0..10).await;
+    for target in &listed {
+        known.record(row(HOST, target)).expect("a row");
+    }
+    let count = || known.reader().and_then(|reader| reader.count());
+    until(|| "rows".to_owned(), || count() == Ok(20)).await;
+    node.until("what is listed to be spared", |_| {
+        node.inner().store().usage().spared_bytes == 10 * BLOCK
+    })
+    .await;
+    ask_for(&node, "listed", 10..20).await;
+    assert_eq!(node.inner().store().usage().spared_bytes, 20 * BLOCK);
+    ask_for(&node, "other", 0..100).await;
+    let evicted = |node: &Node| {
+        node.inner()
+            .store()
+            .metrics()
+            .evictions
+            .load(Ordering::Relaxed)
+    };
+    assert!(evicted(&node) >= 60, "{}", evicted(&node));
+    ask_for(&node, "listed", 0..20).await;
+    assert_eq!(asked_for(&origin, &listed), 20);
+    // Also after a restart.
+    let node = node.restart().await;
+    node.until("what is listed to be spared", |_| {
+        node.inner().store().usage().spared_bytes == 20 * BLOCK
+    })
+    .await;
+    ask_for(&node, "another", 0..100).await;
+    ask_for(&node, "listed", 0..20).await;
+    assert_eq!(asked_for(&origin, &listed), 20);
+    let known = manifest(&node).await;
+    for target in &listed {
+        known.forget(&row(HOST, target).id);
+    }
+    node.until("nothing to be spared", |_| {
+        node.inner().store().usage().spared_bytes == 0
+    })
+    .await;
+    ask_for(&node, "more", 0..100).await;
+    ask_for(&node, "listed", 0..20).await;
+    assert_eq!(asked_for(&origin, &listed), 40);
+}
+
+/// What others fill the disk with makes room for what is listed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_listed_takes_the_place_of_others() {
+    let origin = Origin::start().await;
+    let node = Node::with(&origin, |config| {
+        eager(config);
+        small_disk(config);
+    })
+    .await;
+    ask_for(&node, "other", 0..100).await;
+    let listed = blocks("listed", 20);
+    let known = manifest(&node).await;
+    for target in &listed {
+        let mut row = row(HOST, target);
+        row.about.size = Some(BLOCK);
+        known.record(row).expect("a row");
+    }
+    fetched(&node, 20).await;
+    settled(&node, 0).await;
+    assert_eq!(asked_for(&origin, &listed), 20);
+    ask_for(&node, "listed", 0..20).await;
+    assert_eq!(asked_for(&origin, &listed), 20);
+}
+
+/// Where what is listed does not fit, as much as fits is fetched, once; the rest is told of and left alone, whatever
+/// clients bring.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_fit_is_left_alone() {
+    let origin = Origin::start().await;
+    let node = Node::with(&origin, |config| {
+        eager(config);
+        small_disk(config);
+    })
+    .await;
+    let listed = blocks("listed", 100);
+    let known = manifest(&node).await;
+    for target in &listed {
+        let mut row = row(HOST, target);
+        row.about.size = Some(BLOCK);
+        known.record(row).expect("a row");
+    }
+    let count = || known.reader().and_then(|reader| reader.count());
+    until(|| "rows".to_owned(), || count() == Ok(100)).await;
+    let whole = |node: &Node| node.metrics().populate_attempts.get(Populated::Whole);
+    let left = |node: &Node| node.metrics().populate_blocked.get(Populated::NoRoom);
+    node.until("the disk to be full", |metrics| {
+        metrics.populate_in_flight.get(()) == 0 && whole(&node) + left(&node) == 100
+    })
+    .await;
+    let fits = whole(&node);
+    assert!((40..64).contains(&fits), "{fits}");
+    settled(&node, 100 - fits).await;
+    assert_eq!(asked_for(&origin, &listed), fits);
+    // Clients ask for what is not listed: it makes nothing go that is.
+    ask_for(&node, "other", 0..30).await;
+    let walks = node.metrics().populate_walks.total();
+    node.until("a walk after what was lost", |metrics| {
+        metrics.populate_walks.total() > walks
+    })
+    .await;
+    settled(&node, 100 - fits).await;
+    assert_eq!(asked_for(&origin, &listed), fits);
+    // And for all that is listed: some of it has to go, and nothing is fetched in its place.
+    ask_for(&node, "listed", 0..100).await;
+    let asked = asked_for(&origin, &listed);
+    let walks = node.metrics().populate_walks.total();
+    node.until("walks after what was lost", |metrics| {
+        metrics.populate_walks.total() > walks + 1
+    })
+    .await;
+    node.until("nothing in flight", |metrics| {
+        metrics.populate_in_flight.get(()) == 0 && metrics.populate_waiting.get(()) == 0
+    })
+    .await;
+    assert_eq!(asked_for(&origin, &listed), asked);
+    assert_eq!(whole(&node), fits);
 }

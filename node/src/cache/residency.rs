@@ -13,9 +13,11 @@
 //! - The full key is compared, never only its hash.
 //! - A response that left the list has left the store: its row goes first, its extents when the last
 //!   reader is done.
+//! - What the manifest lists is spared by the store, as soon as both are known and for as long as it is listed.
 //! - What a hard purge is about is not put into the list, and not given out of it: it is taken out when it
 //!   is met, or when a sweep comes by.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -26,10 +28,11 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::cache::body::Body;
-use crate::cache::head::Head;
+use crate::cache::head::{self, Head};
 use crate::cache::purge::{Ledger, LogCursor, Purge, Purges, Verdict};
 use crate::cache::record::Hits;
 use crate::clock::{self, Stamp};
+use crate::manifest::{Listing, Named};
 use crate::semantics::key::{CacheKey, DigestHashing, Scheme};
 use crate::semantics::vary::VariantKey;
 use crate::store::{Object, PurgeRow, Recovered, Store};
@@ -194,6 +197,20 @@ pub struct Residency {
     unshareable: quick_cache::sync::Cache<[u8; 32], u64>,
     /// When a key was last invalidated here: what another node has of it may be older.
     invalidated: quick_cache::sync::Cache<[u8; 32], Stamp>,
+    /// What the manifest lists, by [`listed_name`]: 8 bytes for each, and two names that are one cost nothing but
+    /// their order of going. Held while what is stored is marked by it, so that the last change is the one that stays.
+    listed: Mutex<HashSet<u64>>,
+}
+
+/// A variant of a resource among those that are listed.
+fn listed_name(key: &CacheKey, variant: i64) -> u64 {
+    let first = key.hash().first_chunk().copied();
+    first.map_or(0, u64::from_le_bytes) ^ variant.cast_unsigned()
+}
+
+fn name_of(stored: &Stored) -> u64 {
+    let variant = head::variant_number(&stored.head.vary, &stored.head.variant);
+    listed_name(&stored.key, variant)
 }
 
 impl Residency {
@@ -209,6 +226,7 @@ impl Residency {
             sweeping: Mutex::new(()),
             unshareable: quick_cache::sync::Cache::new(MAX_UNSHAREABLE),
             invalidated: quick_cache::sync::Cache::new(MAX_INVALIDATED),
+            listed: Mutex::default(),
         }
     }
 
@@ -495,7 +513,52 @@ impl Residency {
         resource.variants.store(Arc::new(variants));
         note_dropped(&mut ledger, &dropped);
         self.discard(&dropped);
+        // Found by now: whoever lists it from here on marks it.
+        let listed = self.listed.lock();
+        let is_listed = !listed.is_empty() && listed.contains(&name_of(&stored));
+        self.store.spare(&stored.body.object, is_listed);
         Insertion::Done
+    }
+
+    /// Takes note of what the manifest lists: the store gives it up last. Waits for those who store something, so not
+    /// on a data thread.
+    pub fn listed(&self, listing: Listing) {
+        match listing {
+            Listing::Anew => self.listed.lock().clear(),
+            Listing::Changed(changed) => changed.into_iter().for_each(|named| self.list(named)),
+            Listing::Whole => self.spare_all(),
+        }
+    }
+
+    fn list(&self, named: Named) {
+        let Some(key) = CacheKey::from_bytes(&named.cache_key) else {
+            return;
+        };
+        let name = listed_name(&key, named.variant);
+        let mut listed = self.listed.lock();
+        let has_changed = match named.is_listed {
+            true => listed.insert(name),
+            false => listed.remove(&name),
+        };
+        if let (true, Some(resource)) = (has_changed, self.find(&key)) {
+            let variants = resource.variants.load();
+            let meant = variants.iter().find(|stored| name_of(stored) == name);
+            if let Some(stored) = meant {
+                self.store.spare(&stored.body.object, named.is_listed);
+            }
+        }
+    }
+
+    /// Marks all that is stored anew, the least recently used first.
+    fn spare_all(&self) {
+        let mut all = Vec::new();
+        self.for_each(|stored| all.push((stored.body.object.last_use(), stored.clone())));
+        all.sort_by_key(|(last_use, _)| *last_use);
+        for (_, stored) in all {
+            let listed = self.listed.lock();
+            let is_listed = listed.contains(&name_of(&stored));
+            self.store.spare(&stored.body.object, is_listed);
+        }
     }
 
     /// Completes when something was taken out since the last call ended. For one who waits.

@@ -80,12 +80,35 @@ pub(super) struct Outgoing {
     pub leaves: bool,
 }
 
+/// What the merge lists, told as it changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listing {
+    /// What was told before is void: all that is listed follows.
+    Anew,
+    /// Resources that are listed from now on, or are not any more.
+    Changed(Vec<Named>),
+    /// All has been told.
+    Whole,
+}
+
+/// A resource as the store's index names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    pub cache_key: Vec<u8>,
+    pub variant: i64,
+    pub is_listed: bool,
+}
+
+pub type Listener = dyn Fn(Listing) + Send + Sync;
+
 pub(super) struct Local {
     path: PathBuf,
     owner: Owner,
     clock: Arc<HybridClock>,
     max_rows: usize,
     connection: Mutex<Connection>,
+    /// Called under the connection's lock, so that it hears in the order in which things happened.
+    listener: Mutex<Option<Box<Listener>>>,
 }
 
 impl Local {
@@ -119,7 +142,46 @@ impl Local {
             clock,
             max_rows,
             connection: Mutex::new(connection),
+            listener: Mutex::default(),
         })
+    }
+
+    /// Tells `listener` of all that is listed, and from now on of each change; nobody else any more.
+    pub(super) fn tell_listed(&self, listener: Box<Listener>) -> rusqlite::Result<()> {
+        let connection = self.connection.lock();
+        *self.listener.lock() = Some(listener);
+        self.tell_all(&connection)
+    }
+
+    fn tell_all(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let listener = self.listener.lock();
+        let Some(tell) = listener.as_deref() else {
+            return Ok(());
+        };
+        let mut statement = connection
+            .prepare_cached("SELECT cache_key, variant FROM entry WHERE url IS NOT NULL")?;
+        let mut rows = statement.query([])?;
+        tell(Listing::Anew);
+        let mut page = Vec::new();
+        while let Some(row) = rows.next()? {
+            page.push(Named {
+                cache_key: row.get(0)?,
+                variant: row.get(1)?,
+                is_listed: true,
+            });
+            if page.len() >= PAGE_ROWS {
+                tell(Listing::Changed(std::mem::take(&mut page)));
+            }
+        }
+        tell(Listing::Changed(page));
+        tell(Listing::Whole);
+        Ok(())
+    }
+
+    fn tell(&self, changed: Vec<Named>) {
+        if let (false, Some(tell)) = (changed.is_empty(), self.listener.lock().as_deref()) {
+            tell(Listing::Changed(changed));
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -136,13 +198,15 @@ impl Local {
         connection.pragma_update(None, "synchronous", "FULL")?;
         let transaction = connection.transaction()?;
         let mut applied = Applied::default();
+        let mut changed = Vec::new();
         for change in changes {
-            self.apply_one(&transaction, change, &mut applied)?;
+            self.apply_one(&transaction, change, &mut applied, &mut changed)?;
         }
         if applied.to_publish {
-            applied.given_up = self.keep_bounds(&transaction)?;
+            applied.given_up = self.keep_bounds(&transaction, &mut changed)?;
         }
         transaction.commit()?;
+        self.tell(changed);
         Ok(applied)
     }
 
@@ -151,6 +215,7 @@ impl Local {
         transaction: &Transaction<'_>,
         change: &Change,
         applied: &mut Applied,
+        changed: &mut Vec<Named>,
     ) -> rusqlite::Result<()> {
         let (kind, key, value, priority) = match change {
             Change::Record { key, value, about } => {
@@ -197,14 +262,18 @@ impl Local {
             purge.stamp = row.stamp;
         }
         put_own(transaction, &row, priority, 0)?;
-        merge_row(transaction, &row)?;
+        merge_row(transaction, &row, changed)?;
         applied.to_publish = true;
         Ok(())
     }
 
     /// Withdraws resources beyond `max_rows`, least wanted and oldest first, and lets go of old tombstones and
     /// purges.
-    fn keep_bounds(&self, transaction: &Transaction<'_>) -> rusqlite::Result<u64> {
+    fn keep_bounds(
+        &self,
+        transaction: &Transaction<'_>,
+        changed: &mut Vec<Named>,
+    ) -> rusqlite::Result<u64> {
         let max_rows = self.max_rows as i64;
         let held: i64 = transaction.query_row(
             "SELECT count(*) FROM own WHERE kind = 1 AND value IS NOT NULL AND published >= 0",
@@ -231,7 +300,7 @@ impl Local {
                 value: None,
             };
             put_own(transaction, &row, 0, 0)?;
-            merge_row(transaction, &row)?;
+            merge_row(transaction, &row, changed)?;
         }
         transaction
             .prepare_cached(
@@ -342,17 +411,19 @@ impl Local {
             transaction.execute("DELETE FROM author", [])?;
             self.merge_own(&transaction)?;
             transaction.commit()?;
+            self.tell_all(&connection)?;
             return Ok(Merged {
                 is_another: true,
                 ..Merged::default()
             });
         }
         let mut merged = Merged::default();
+        let mut changed = Vec::new();
         for row in &page.rows {
             match check(row.kind, &row.key, row.stamp, row.value.as_deref()) {
                 Ok(_) => {
                     self.clock.witness(row.stamp);
-                    merged.rows += u64::from(merge_row(&transaction, row)?);
+                    merged.rows += u64::from(merge_row(&transaction, row, &mut changed)?);
                 }
                 Err(reason) => {
                     merged.refused += 1;
@@ -368,6 +439,7 @@ impl Local {
             .execute(params![author, instance, page.published.0.cast_signed()])?;
         keep_purges(&transaction)?;
         transaction.commit()?;
+        self.tell(changed);
         Ok(merged)
     }
 
@@ -384,7 +456,8 @@ impl Local {
                 author: self.owner.node.clone(),
                 value: row.get(3)?,
             };
-            merge_row(transaction, &row)?;
+            // All is told after it.
+            merge_row(transaction, &row, &mut Vec::new())?;
         }
         Ok(())
     }
@@ -409,6 +482,7 @@ impl Local {
             _ => (i64::MAX, &[][..]),
         };
         let mut lost = Vec::new();
+        let mut changed = Vec::new();
         let mut held = HashMap::new();
         {
             let mut statement = transaction.prepare_cached(
@@ -444,7 +518,7 @@ impl Local {
                 priority_of(row),
                 self.clock.tick().0.cast_signed(),
             )?;
-            merge_row(&transaction, row)?;
+            merge_row(&transaction, row, &mut changed)?;
             lost.retain(|(kind, key)| (*kind, key) != (row.kind, &row.key));
         }
         for (kind, key) in &lost {
@@ -453,6 +527,7 @@ impl Local {
                 .execute(params![kind, key])?;
         }
         transaction.commit()?;
+        self.tell(changed);
         Ok(lost.len() as u64)
     }
 
@@ -580,8 +655,17 @@ fn put_own(
 }
 
 /// Whether the row is now its key's. Of rows with the same stamp and author a tombstone is the later: it takes back.
-fn merge_row(connection: &Connection, row: &Row) -> rusqlite::Result<bool> {
+/// What is listed from then on, or no more, is added to `changed`.
+fn merge_row(
+    connection: &Connection,
+    row: &Row,
+    changed: &mut Vec<Named>,
+) -> rusqlite::Result<bool> {
     let columns = check(row.kind, &row.key, row.stamp, row.value.as_deref()).unwrap_or_default();
+    let before = match Kind::of(row.kind) {
+        Some(Kind::Resource) => named(connection, &row.key)?,
+        _ => None,
+    };
     let won = connection
         .prepare_cached(
             "INSERT INTO entry (kind, key, stamp, author, value, url, cache_key, variant)
@@ -606,6 +690,18 @@ fn merge_row(connection: &Connection, row: &Row) -> rusqlite::Result<bool> {
     }
     match Kind::of(row.kind) {
         Some(Kind::Resource) => {
+            let after = columns.cache_key.zip(columns.variant);
+            if before != after {
+                let as_listed = |is_listed| {
+                    move |(cache_key, variant)| Named {
+                        cache_key,
+                        variant,
+                        is_listed,
+                    }
+                };
+                changed.extend(before.map(as_listed(false)));
+                changed.extend(after.map(as_listed(true)));
+            }
             connection
                 .prepare_cached("DELETE FROM resource_tag WHERE key = ?1")?
                 .execute([&row.key])?;
@@ -625,6 +721,16 @@ fn merge_row(connection: &Connection, row: &Row) -> rusqlite::Result<bool> {
         _ => {}
     }
     Ok(true)
+}
+
+/// What a row of the merge lists.
+fn named(connection: &Connection, key: &[u8]) -> rusqlite::Result<Option<(Vec<u8>, i64)>> {
+    connection
+        .prepare_cached(
+            "SELECT cache_key, variant FROM entry WHERE kind = 1 AND key = ?1 AND url IS NOT NULL",
+        )?
+        .query_row([key], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()
 }
 
 /// Lets go of the oldest purges, of all authors together.

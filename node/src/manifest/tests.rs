@@ -1,11 +1,14 @@
 //! The merge, the outbox and the databases, without threads.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use parking_lot::Mutex;
+
 use super::author::{self, AuthorError, Owner, Page};
-use super::local::{Change, Local, Outgoing, PAGE_ROWS};
+use super::local::{Change, Listing, Local, Outgoing, PAGE_ROWS};
 use super::read::{Cursor, Filter, PurgeCursor, Reader};
 use super::rows::tests::resource;
 use super::rows::{Kind, Purge, Resource, Row, Selector, to_json};
@@ -748,4 +751,67 @@ fn coverage_is_what_the_index_holds_of_the_merge() {
         missing,
     };
     assert_eq!(counts, all);
+}
+
+/// Whoever follows what is listed has at each moment what the merge has.
+#[test]
+fn what_is_listed_is_told_as_it_changes() {
+    let (a, b) = (Folder::new(), Folder::new());
+    let (one, other) = (open(&a.0, "one"), open(&b.0, "other"));
+    let known: Arc<Mutex<BTreeSet<Vec<u8>>>> = Arc::default();
+    let follower = known.clone();
+    one.apply(&[record(&resource("/a")), record(&resource("/b"))])
+        .unwrap();
+    one.tell_listed(Box::new(move |listing| {
+        let mut known = follower.lock();
+        match listing {
+            Listing::Anew => known.clear(),
+            Listing::Changed(changed) => {
+                for named in changed {
+                    match named.is_listed {
+                        true => assert!(known.insert(named.cache_key)),
+                        false => assert!(known.remove(&named.cache_key)),
+                    }
+                }
+            }
+            Listing::Whole => {}
+        }
+    }))
+    .unwrap();
+    let keys = |targets: &[&str]| -> BTreeSet<Vec<u8>> {
+        let key = |target: &&str| resource(target).id.cache_key.to_vec();
+        targets.iter().map(key).collect()
+    };
+    assert_eq!(*known.lock(), keys(&["/a", "/b"]));
+    one.apply(&[record(&resource("/a")), forget(&resource("/b"))])
+        .unwrap();
+    assert_eq!(*known.lock(), keys(&["/a"]));
+    other
+        .apply(&[record(&resource("/c")), record(&resource("/a"))])
+        .unwrap();
+    let database = b.database("other");
+    publish(&other, &database);
+    follow(&one, &database, "other");
+    assert_eq!(*known.lock(), keys(&["/a", "/c"]));
+    other.apply(&[forget(&resource("/c"))]).unwrap();
+    publish(&other, &database);
+    follow(&one, &database, "other");
+    assert_eq!(*known.lock(), keys(&["/a"]));
+    // Another instance of the author: all that it had said is void.
+    let c = Folder::new();
+    let anew = open(&c.0, "other");
+    anew.apply(&[record(&resource("/d"))]).unwrap();
+    let database = c.database("other");
+    publish(&anew, &database);
+    follow(&one, &database, "other");
+    let listed: BTreeSet<Vec<u8>> = {
+        let reader = Reader::open(one.path()).unwrap();
+        let list = reader.resources(&Filter::All, &Cursor::default(), 100);
+        let items = list.unwrap().items.into_iter();
+        items
+            .map(|item| item.resource.id.cache_key.to_vec())
+            .collect()
+    };
+    assert!(listed.is_superset(&keys(&["/d"])));
+    assert_eq!(*known.lock(), listed);
 }

@@ -4,7 +4,7 @@
 //! Kept true here: neither start nor end of the node waits for a folder that stands still, and a node without its
 //! manifest serves as it always does.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,9 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Notify, watch};
 use tokio::task::LocalSet;
 
+use crate::cache::Cache;
 use crate::cache::record::Recorder;
+use crate::cache::residency::Residency;
 use crate::clock::HybridClock;
 use crate::config::Config;
 use crate::manifest::{Manifest, NodeRow, Trouble};
@@ -52,22 +54,27 @@ impl Keeper {
     pub(super) fn start(
         config: &Config,
         own: NodeRow,
-        recorder: Arc<Recorder>,
-        clock: Arc<HybridClock>,
+        cache: &Cache,
         peers: Arc<Peers>,
     ) -> std::io::Result<Keeper> {
         let keeper = Keeper {
             state: Arc::default(),
-            recorder,
+            recorder: cache.recorder.clone(),
             ending: Arc::default(),
             told: watch::Sender::new(None),
         };
         let (config, this) = (config.clone(), keeper.clone());
+        // It must not own the store, which would then end after the manifest.
+        let residency = Arc::downgrade(&cache.residency);
+        let clock = cache.clock.clone();
         // Not joined: it may be in a file system that has stopped.
         thread::Builder::new()
             .name("manifest-open".into())
             .spawn(move || {
                 let opened = this.open(&config, &own, &clock);
+                if let Some(manifest) = &opened {
+                    tell_listed(manifest, residency);
+                }
                 if let Some(manifest) = opened.filter(|_| config.cluster.secret.is_some()) {
                     this.follow(&manifest, &peers);
                 }
@@ -232,6 +239,18 @@ impl Keeper {
         if let Some(manifest) = manifest {
             manifest.close();
         }
+    }
+}
+
+/// From now on what the manifest lists is given up last here.
+fn tell_listed(manifest: &Manifest, residency: Weak<Residency>) {
+    let listener = move |listing| {
+        if let Some(residency) = residency.upgrade() {
+            residency.listed(listing);
+        }
+    };
+    if let Err(error) = manifest.tell_listed(Box::new(listener)) {
+        tracing::warn!(%error, "what the manifest lists is not known, and given up as anything else");
     }
 }
 

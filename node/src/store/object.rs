@@ -25,7 +25,7 @@ use tokio::sync::SetOnce;
 
 use super::layout::{Extent, GROUP_BLOCKS, GroupWriter};
 use super::memory::Memory;
-use super::usage::{Seat, Used};
+use super::usage::{Place, Used};
 use super::{ReadError, Shared};
 use crate::block::{BlockIndex, BlockSize, BodyId};
 
@@ -67,7 +67,9 @@ pub(super) struct State {
     /// Whether the index thread has been told of the changes below.
     pub row_queued: bool,
     pub dirty_groups: BTreeSet<u32>,
-    pub seat: Option<Seat>,
+    pub place: Option<Place>,
+    /// Given up only after all that is not.
+    pub spared: bool,
     /// Extents of blocks given up: not reused before the object goes.
     pub retired: Vec<Extent>,
     /// Pages that have been announced as soon to be free.
@@ -375,6 +377,9 @@ impl Object {
         match &slot {
             Slot::Disk(extent) => {
                 state.pages += extent.pages();
+                if state.spared {
+                    self.count_spared(i64::from(extent.pages()));
+                }
                 state.dirty_groups.insert(block / GROUP_BLOCKS);
             }
             Slot::Unwritten(_) => {
@@ -398,6 +403,9 @@ impl Object {
         match &slot {
             Slot::Disk(extent) => {
                 state.pages -= extent.pages();
+                if state.spared {
+                    self.count_spared(-i64::from(extent.pages()));
+                }
                 state.dirty_groups.insert(block / GROUP_BLOCKS);
             }
             Slot::Unwritten(_) => {
@@ -413,6 +421,24 @@ impl Object {
             }
         }
         Some(slot)
+    }
+
+    /// Whether it is spared from now on; the caller sees to its place. False if nothing has changed.
+    pub(super) fn set_spared(&self, state: &mut State, is_spared: bool) -> bool {
+        if state.spared == is_spared {
+            return false;
+        }
+        state.spared = is_spared;
+        let pages = i64::from(state.pages);
+        self.count_spared(if is_spared { pages } else { -pages });
+        true
+    }
+
+    fn count_spared(&self, pages: i64) {
+        if let Some(shared) = self.shared.upgrade() {
+            let spared = &shared.spared_pages;
+            spared.fetch_add(pages, Ordering::Relaxed);
+        }
     }
 
     /// Makes a block absent. Its extent is not used again while the object lives.
@@ -483,6 +509,10 @@ impl Drop for Object {
             return;
         };
         let state = std::mem::take(self.state.get_mut());
+        if state.spared {
+            let pages = i64::from(state.pages);
+            shared.spared_pages.fetch_sub(pages, Ordering::Relaxed);
+        }
         let mut memory_only = 0;
         for (block, slot) in state.slots.iter() {
             self.memory.remove(self.id, BlockIndex(block));

@@ -792,6 +792,40 @@ fn eviction_keeps_below_the_limit_and_spares_what_is_used() {
 }
 
 #[test]
+fn what_is_spared_is_given_up_last() {
+    let dir = TempDir::new();
+    let (store, _) = open(dir.cold_settings());
+    ring_on(async {
+        let mut spared = Vec::new();
+        for name in 0..5 {
+            let object = store_body(&store, name, 10 * BLOCK).await;
+            store.spare(&object, true);
+            spared.push(object);
+        }
+        store.flush().await;
+        assert_eq!(store.usage().spared_bytes, 50 * BLOCK);
+        for name in 5..300 {
+            store_body(&store, name, 10 * BLOCK).await;
+        }
+        store.flush().await;
+        assert!(store.metrics().evictions.load(Ordering::Relaxed) > 100);
+        assert!(spared.iter().all(|object| !object.is_gone()));
+        // One that is spared no more goes as any other; where all are spared, some go.
+        store.spare(&spared[0], false);
+        assert_eq!(store.usage().spared_bytes, 40 * BLOCK);
+        for name in 300..600 {
+            let object = store_body(&store, name, 10 * BLOCK).await;
+            store.spare(&object, name >= 400);
+        }
+        store.flush().await;
+        assert!(spared[0].is_gone());
+        let usage = store.usage();
+        assert!(usage.disk_bytes <= usage.disk_limit);
+        assert!(usage.spared_bytes > 0 && usage.spared_bytes <= usage.disk_bytes);
+    });
+}
+
+#[test]
 fn what_is_removed_can_be_read_by_those_who_hold_it() {
     let dir = TempDir::new();
     ring_on(async {

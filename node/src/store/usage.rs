@@ -1,8 +1,10 @@
-//! Which objects go when room is needed: SIEVE, a queue with one hand.
+//! Which objects go when room is needed: SIEVE, a queue with one hand; and of two such queues, which goes first.
 //!
 //! New objects enter at the head. The hand walks from the tail to the head: an object that has been
 //! used since the hand last passed is let off once, the first other one goes. A use is one relaxed
 //! store, and nothing moves, so that hits need no lock.
+//!
+//! What is spared stands in a queue of its own, of which nothing goes while there is anything in the other.
 
 use std::sync::Arc;
 
@@ -12,13 +14,69 @@ pub(crate) trait Used {
     fn take_used(&self) -> bool;
 }
 
+/// The two queues.
+pub(crate) struct Ranks<T> {
+    ordinary: Sieve<T>,
+    spared: Sieve<T>,
+}
+
+/// A member's place in one of them, good until it is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    seat: Seat,
+    is_spared: bool,
+}
+
+impl<T: Used> Ranks<T> {
+    pub(crate) fn new() -> Self {
+        Self {
+            ordinary: Sieve::new(),
+            spared: Sieve::new(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.ordinary.len() + self.spared.len()
+    }
+
+    /// Enters `member` as the newest of its rank.
+    pub(crate) fn insert(&mut self, member: Arc<T>, is_spared: bool) -> Place {
+        let seat = self.rank(is_spared).insert(member);
+        Place { seat, is_spared }
+    }
+
+    /// Takes `member` out, as [`Sieve::remove`] does.
+    pub(crate) fn remove(&mut self, place: Place, member: &T) -> Option<Arc<T>> {
+        self.rank(place.is_spared).remove(place.seat, member)
+    }
+
+    /// Takes the next victim out: of those that are spared, if they may go too, when there is no other.
+    pub(crate) fn evict(&mut self, may_take_spared: bool) -> Option<Arc<T>> {
+        match self.ordinary.evict() {
+            None if may_take_spared => self.spared.evict(),
+            victim => victim,
+        }
+    }
+
+    pub(crate) fn members(&self) -> impl Iterator<Item = &Arc<T>> {
+        self.ordinary.members().chain(self.spared.members())
+    }
+
+    fn rank(&mut self, is_spared: bool) -> &mut Sieve<T> {
+        match is_spared {
+            true => &mut self.spared,
+            false => &mut self.ordinary,
+        }
+    }
+}
+
 const NONE: u32 = u32::MAX;
 
-/// A member's place in the queue, good until it is removed.
+/// A member's place in a queue, good until it is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Seat(u32);
+struct Seat(u32);
 
-pub(crate) struct Sieve<T> {
+struct Sieve<T> {
     nodes: Vec<Node<T>>,
     free: Vec<u32>,
     head: u32,
@@ -36,7 +94,7 @@ struct Node<T> {
 }
 
 impl<T: Used> Sieve<T> {
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         Self {
             nodes: Vec::new(),
             free: Vec::new(),
@@ -47,12 +105,12 @@ impl<T: Used> Sieve<T> {
         }
     }
 
-    pub(crate) fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.members
     }
 
     /// Enters `member` as the newest.
-    pub(crate) fn insert(&mut self, member: Arc<T>) -> Seat {
+    fn insert(&mut self, member: Arc<T>) -> Seat {
         let node = Node {
             member: Some(member),
             newer: NONE,
@@ -80,7 +138,7 @@ impl<T: Used> Sieve<T> {
 
     /// Takes `member` out, unless it has gone and its seat is another's by now. The caller drops it
     /// after having let go of the queue's lock.
-    pub(crate) fn remove(&mut self, Seat(at): Seat, member: &T) -> Option<Arc<T>> {
+    fn remove(&mut self, Seat(at): Seat, member: &T) -> Option<Arc<T>> {
         let seated = self.nodes.get(at as usize)?.member.as_ref()?;
         if std::ptr::eq(seated.as_ref(), member) {
             self.unseat(at)
@@ -110,7 +168,7 @@ impl<T: Used> Sieve<T> {
     }
 
     /// Takes the next victim out.
-    pub(crate) fn evict(&mut self) -> Option<Arc<T>> {
+    fn evict(&mut self) -> Option<Arc<T>> {
         // Twice round at most: the first round clears every mark.
         for _ in 0..=2 * self.members {
             let at = if self.hand == NONE {
@@ -135,7 +193,7 @@ impl<T: Used> Sieve<T> {
         self.unseat(at)
     }
 
-    pub(crate) fn members(&self) -> impl Iterator<Item = &Arc<T>> {
+    fn members(&self) -> impl Iterator<Item = &Arc<T>> {
         self.nodes.iter().filter_map(|node| node.member.as_ref())
     }
 }
@@ -185,5 +243,27 @@ mod tests {
         assert_eq!(evicted(&mut sieve), Some(5));
         assert_eq!(evicted(&mut sieve), None);
         assert_eq!(sieve.members().count(), 0);
+    }
+
+    #[test]
+    fn what_is_spared_goes_last() {
+        let mut ranks = Ranks::new();
+        let member = |number| Arc::new(Member(number, AtomicBool::new(false)));
+        let first = member(0);
+        let place = ranks.insert(first.clone(), true);
+        for number in 1..4 {
+            ranks.insert(member(number), number == 2);
+        }
+        let evicted = |ranks: &mut Ranks<Member>| ranks.evict(true).map(|member| member.0);
+        assert_eq!(evicted(&mut ranks), Some(1));
+        // One that is spared no more goes as any other.
+        let moved = ranks.remove(place, &first).expect("a member");
+        ranks.insert(moved, false);
+        assert_eq!(ranks.len(), 3);
+        assert_eq!(evicted(&mut ranks), Some(3));
+        assert_eq!(evicted(&mut ranks), Some(0));
+        assert!(ranks.evict(false).is_none());
+        assert_eq!(evicted(&mut ranks), Some(2), "nothing else is left");
+        assert_eq!(evicted(&mut ranks), None);
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::index::Message;
 use super::io::{self, FrozenBlock, GrowingBlock, PAGE_BYTES, Segment};
-use super::layout::{AREA_PAGES, Extent, block_crc, pages_for, segment_header};
+use super::layout::{AREA_PAGES, Extent, PageMap, block_crc, pages_for, segment_header};
 use super::object::{Object, Slot};
 use super::recover::segment_path;
 use super::{DirtyBytes, Disk, DiskHealth, FULL_PAUSE, GROWTH_PAUSE, Metrics, Shared};
@@ -238,7 +238,8 @@ impl Shared {
             let share = u64::from(disk.map.lock().grown() / 64).max(pages.into());
             let doomed = disk.doomed.load(Ordering::Acquire);
             if round > 0 || doomed < share {
-                self.evict_pages(disk, share);
+                // What is spared goes only where nothing else will become free.
+                self.evict_pages(disk, share, doomed == 0);
             }
             if disk.doomed.load(Ordering::Acquire) == 0 {
                 // Nothing to evict: there is nothing, or it belongs to bodies that are not published yet.
@@ -322,29 +323,27 @@ impl Shared {
         Ok(())
     }
 
-    /// Begins to evict when usage has crossed the high mark, and goes on to the low one.
+    /// Begins to evict when usage has crossed the high mark, and goes on to the low one; with what is spared only to the
+    /// high one.
     fn keep_below_mark(&self, disk: &Disk) {
         let (used, room) = {
             let map = disk.map.lock();
-            let room = if disk.cannot_grow() {
-                map.grown()
-            } else {
-                map.limit()
-            };
-            (u64::from(map.used()), u64::from(room))
+            (u64::from(map.used()), u64::from(disk.reach(&map)))
         };
-        let used = used.saturating_sub(disk.doomed.load(Ordering::Acquire));
-        if used > room * HIGH_PERCENT / 100 {
-            self.evict_pages(disk, used - room * LOW_PERCENT / 100);
+        let high = room * HIGH_PERCENT / 100;
+        let stays = || used.saturating_sub(disk.doomed.load(Ordering::Acquire));
+        if stays() > high {
+            self.evict_pages(disk, stays() - room * LOW_PERCENT / 100, false);
+            self.evict_pages(disk, stays().saturating_sub(high), true);
         }
     }
 
     /// Evicts objects until so many more pages will become free, or all will be. What lives in memory
     /// only has no pages to give, and stays.
-    fn evict_pages(&self, disk: &Disk, pages: u64) {
+    fn evict_pages(&self, disk: &Disk, pages: u64, may_take_spared: bool) {
         let used = u64::from(disk.map.lock().used());
         let target = used.min(disk.doomed.load(Ordering::Acquire) + pages);
-        while disk.doomed.load(Ordering::Acquire) < target && self.evict_one() {}
+        while disk.doomed.load(Ordering::Acquire) < target && self.evict_one(may_take_spared) {}
     }
 
     /// Evicts while there are too many objects, or too much in memory that is nowhere else.
@@ -352,13 +351,14 @@ impl Shared {
         let objects = self.queue.lock().len();
         if objects > self.max_objects {
             let low = self.max_objects - self.max_objects / 50;
-            (low..objects).all(|_| self.evict_one());
+            (low..objects).all(|_| self.evict_one(true));
         }
-        while self.memory_is_over() && self.evict_one() {}
+        while self.memory_is_over() && self.evict_one(true) {}
     }
 
-    fn evict_one(&self) -> bool {
-        let Some(victim) = self.queue.lock().evict() else {
+    fn evict_one(&self, may_take_spared: bool) -> bool {
+        let victim = self.queue.lock().evict(may_take_spared);
+        let Some(victim) = victim else {
             return false;
         };
         let bytes = victim.state.lock().bytes;
@@ -375,6 +375,15 @@ impl Disk {
     /// Whether the disk had no more to reserve when last asked.
     pub(super) fn cannot_grow(&self) -> bool {
         self.no_growth_until.lock().is_some()
+    }
+
+    /// Pages that there may be as far as is known: all, unless the disk had no more to reserve.
+    pub(super) fn reach(&self, map: &PageMap) -> u32 {
+        if self.cannot_grow() {
+            map.grown()
+        } else {
+            map.limit()
+        }
     }
 
     /// Whether an attempt to get room has failed only just now.

@@ -73,7 +73,8 @@ const LOST_DELAY: Duration = Duration::from_secs(1);
 /// After a walk that failed.
 const ERROR_REST: Duration = Duration::from_secs(5);
 
-/// In percent of the disk: beyond it, what is brought would make others go.
+/// In percent of the disk: beyond it, what is brought would make others go that are listed too. Eviction ends above
+/// it, so that what it takes is not fetched again in its place.
 const FULL_PERCENT: u64 = 90;
 
 /// Orders that wait to be taken.
@@ -648,12 +649,12 @@ impl Worker {
         [paused, self.lost_due].into_iter().flatten().min()
     }
 
-    /// Bytes that the disk takes without giving up others.
+    /// Bytes that the disk takes without giving up others that are listed.
     fn room(&self) -> u64 {
         let usage = self.cache.shared.store.usage();
-        let full = usage.disk_limit / 100 * FULL_PERCENT;
+        let full = usage.disk_reach / 100 * FULL_PERCENT;
         let next: u64 = self.window.values().flatten().map(|item| item.size).sum();
-        let used = usage.disk_bytes + usage.dirty_bytes;
+        let used = usage.spared_bytes + usage.dirty_bytes;
         full.saturating_sub(used.saturating_add(self.reserved).saturating_add(next))
     }
 

@@ -30,7 +30,7 @@ pub struct Snapshot<'a> {
     pub items: &'a [Found],
     pub settings: &'a Settings,
     pub route: &'a Route,
-    /// Bytes that the disk takes before it gives up others.
+    /// Bytes that the disk takes before it gives up others that are listed.
     pub room: u64,
     /// Failures before this, in milliseconds since 1970, do not count.
     pub retry_since_ms: u64,
@@ -115,7 +115,8 @@ pub fn plan(snapshot: &Snapshot<'_>, now: SystemTime) -> Vec<Action> {
             Verdict::Try => {}
         }
         let size = resource.about.size.unwrap_or(0);
-        if size > room {
+        // Of some nobody knows how much they take.
+        if size > room || room == 0 {
             let rest = settings.retry_after.min(ROOM_REST);
             let until = now_ms.saturating_add(rest.as_millis() as u64);
             return Action::Block(NO_ROOM.to_owned(), Some(until));
@@ -374,6 +375,15 @@ mod tests {
         assert_eq!(planned(with(Shortfall::Connect), 2_000, same), "fetch 0 1");
         let full = |snapshot: &mut Snapshot<'_>| snapshot.room = 99;
         assert_eq!(planned(found("/a"), 5, full), "no-room 60005");
+        let unknown = |room| {
+            let mut found = found("/a");
+            found.covered.listed.resource.about.size = None;
+            planned(found, 5, move |snapshot: &mut Snapshot<'_>| {
+                snapshot.room = room
+            })
+        };
+        assert_eq!(unknown(1), "fetch 0 0");
+        assert_eq!(unknown(0), "no-room 60005");
     }
 
     #[test]
