@@ -272,6 +272,8 @@ impl Cache {
                 let freshness = freshness.stale_since(since);
                 freshness.decide(request.headers, rules, now)
             }
+            // RFC 9111 §5.2.1.7: what would have to be validated may not be used, and nobody may be asked.
+            Standing::Outdated if rules.only_if_cached(request.headers) => Decision::OnlyIfCached,
             Standing::Outdated => Decision::Validate,
         };
         match decision {

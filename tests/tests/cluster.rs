@@ -12,11 +12,11 @@ use caje_admin_api::{
 use caje_node::Config;
 use caje_node::config::{Engine, OriginUrl, Secret};
 use caje_node::manifest::{About, NodeRow, Resource, ResourceId};
-use caje_node::peer::secret;
+use caje_node::peer::{self, secret};
 use caje_node::semantics::key::{CacheKey, Scheme};
 use caje_node::talk::{HELLO, PURGES};
-use caje_node::telemetry::{Metrics, PurgeWay};
-use caje_tests::{Ask, Folder, Got, Node, Origin, OriginAnswer, settings, until, within};
+use caje_node::telemetry::{Metrics, PeerOutcome, PurgeWay};
+use caje_tests::{Ask, Folder, Got, Node, Origin, OriginAnswer, PATIENCE, settings, until, within};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::api::with_tokens;
@@ -305,6 +305,58 @@ async fn a_node_that_lost_its_place_in_the_log_trusts_nothing_it_holds() {
     }
 }
 
+/// What was stored before its place in the log was lost is not given to who asks for nothing but what is stored
+/// (RFC 9111 section 5.2.1.7); what another node vouches for is not in doubt, also after another start.
+#[tokio::test]
+async fn what_another_node_vouches_for_is_not_in_doubt() {
+    let cluster = Cluster::new().await;
+    for target in ["/old", "/new"] {
+        cluster.fresh(target, "red", "kept");
+    }
+    let change = |config: &mut Config| {
+        config.origins[0].rules.honor_client_cache_control = true;
+        config.origins[0].peer = peer::Mode::Nearest;
+        config.origins[0].peer_timeout = PATIENCE;
+    };
+    let a = cluster.node("a", change).await;
+    let b = cluster.node("b", change).await;
+    knows(&b, 2).await;
+    b.get("/old").await.expect(200);
+    a.get("/new").await.expect(200);
+    a.at_rest().await;
+    b.at_rest().await;
+    let down = b.down().await;
+    let index = rusqlite::Connection::open(down.folder().join("store/index.db"));
+    let cursors = index
+        .expect("open an index")
+        .execute("DELETE FROM purge WHERE substr(selector, 1, 1) = x'08'", []);
+    assert_eq!(cursors.expect("delete a row"), 1);
+    let b = down.up(|_| {}).await;
+    read_log(&b).await;
+    let peers = || b.inner().peers().nodes().len();
+    until(|| format!("{} others", peers()), || peers() == 1).await;
+    let only_if_cached = |node: &Node, target: &str| {
+        node.get(target)
+            .header("cache-control", "only-if-cached")
+            .into_future()
+    };
+    only_if_cached(&b, "/old").await.expect(504);
+    assert_eq!(cluster.origin.requests("/old"), 1);
+    b.get("/new").await.says("kept");
+    assert_eq!(b.metrics().peer_requests.get(PeerOutcome::Filled), 1);
+    b.at_rest().await;
+    assert!(is_hit(&b, "/new").await);
+    only_if_cached(&b, "/new").await.says("kept");
+    b.get("/old").await.says("kept");
+    assert_eq!(cluster.origin.requests("/old"), 2);
+    only_if_cached(&b, "/old").await.says("kept");
+    b.inner().store().flush().await;
+    let b = b.restart().await;
+    read_log(&b).await;
+    assert!(is_hit(&b, "/new").await && is_hit(&b, "/old").await);
+    assert_eq!(cluster.origin.requests("/new"), 1);
+}
+
 /// Where the log cannot be read, nothing that was stored before the start is used without its origin's word.
 #[tokio::test]
 async fn an_unread_log_makes_what_is_stored_doubtful() {
@@ -326,8 +378,13 @@ async fn an_unread_log_makes_what_is_stored_doubtful() {
         .up(|config| {
             config.manifest.engine = Engine::LiteFs;
             config.manifest.dir = Some(no_mount);
+            config.origins[0].rules.honor_client_cache_control = true;
         })
         .await;
+    let asked = cluster.origin.requests("/a");
+    let only_if_cached = node.get("/a").header("cache-control", "only-if-cached");
+    only_if_cached.await.expect(504);
+    assert_eq!(cluster.origin.requests("/a"), asked);
     let got = node.get("/a").await.says("a");
     assert!(!got.head.is_hit(), "{}", got.head.text);
     assert!(is_hit(&node, "/a").await);

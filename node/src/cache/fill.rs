@@ -477,7 +477,13 @@ impl Fetcher {
         }
         self.cache.clock.witness(stamps.now);
         let (filled, validated) = stamps.as_of(exchange.began);
-        head.asked = head::Asked { filled, validated };
+        head.asked = head::Asked {
+            filled,
+            validated,
+            // A node gives nothing that is in doubt there; what it does not know of yet comes to be known here too,
+            // and later than this.
+            vouched: exchange.began,
+        };
         let is_current = !exchange.lead.mark().is_overtaken()
             && self.cache.residency.is_untouched(&exchange.key, &head);
         is_current.then(|| self.store(exchange, asked, head, response, span, Source::Peer(node)))

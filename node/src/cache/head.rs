@@ -15,9 +15,12 @@ use crate::semantics::vary::{VariantKey, VarySpec};
 use crate::store::Facts;
 
 /// First bytes of an encoded head; another version is not read, and its response is a miss.
-const FORMAT: [u8; 4] = *b"cjh2";
+const FORMAT: [u8; 4] = *b"cjh3";
 
-/// The version before, without [`Asked`]: read as asked for before anything else happened.
+/// The version before, without [`Asked::vouched`].
+const FORMAT_2: [u8; 4] = *b"cjh2";
+
+/// The one before that, without [`Asked`]: read as asked for before anything else happened.
 const FORMAT_1: [u8; 4] = *b"cjh1";
 
 /// When an origin was asked for what is stored, by the node's hybrid clock.
@@ -27,6 +30,9 @@ pub struct Asked {
     pub filled: Stamp,
     /// For the fields: later than `filled` when it was validated since.
     pub validated: Stamp,
+    /// When an origin, or another node that knew of all purges, was last asked and said that it may be used: what was
+    /// purged before without word of it here was not this.
+    pub vouched: Stamp,
 }
 
 impl Asked {
@@ -35,6 +41,7 @@ impl Asked {
         Asked {
             filled: stamp,
             validated: stamp,
+            vouched: stamp,
         }
     }
 
@@ -43,6 +50,7 @@ impl Asked {
         Asked {
             filled: self.filled.min(stamp),
             validated: stamp,
+            vouched: stamp,
         }
     }
 }
@@ -178,6 +186,16 @@ impl Head {
     pub fn decode(bytes: &[u8]) -> Option<Head> {
         let (record, asked): (Record, Asked) = match bytes.split_first_chunk()? {
             (&FORMAT, rest) => postcard::from_bytes(rest).ok()?,
+            (&FORMAT_2, rest) => {
+                let (record, filled, validated) = postcard::from_bytes(rest).ok()?;
+                let vouched = validated;
+                let asked = Asked {
+                    filled,
+                    validated,
+                    vouched,
+                };
+                (record, asked)
+            }
             (&FORMAT_1, rest) => (postcard::from_bytes(rest).ok()?, Asked::default()),
             _ => return None,
         };
@@ -254,9 +272,20 @@ mod tests {
     #[test]
     fn an_older_head_was_asked_for_before_all_else() {
         let written = head(Asked::default()).encode();
-        let record = &written[FORMAT.len()..written.len() - 2];
+        let record = &written[FORMAT.len()..written.len() - 3];
         let read = Head::decode(&[&FORMAT_1, record].concat()).expect("a head");
         assert_eq!(read.asked, Asked::default());
+        let read = Head::decode(&[&FORMAT_2, record, &[5, 7]].concat()).expect("a head");
+        let (filled, validated) = (Stamp(5), Stamp(7));
+        let vouched = validated;
+        assert_eq!(
+            read.asked,
+            Asked {
+                filled,
+                validated,
+                vouched
+            }
+        );
         assert_eq!(read.tags.tags.len(), 2);
         assert!(Head::decode(&[b"cjh0", record].concat()).is_none());
     }

@@ -174,7 +174,7 @@ enum Kind {
     Group = 5,
     /// Everything of one origin whose groups are not all remembered.
     OriginFloor = 6,
-    /// No purge: what was validated before its stamp is in doubt.
+    /// No purge: what was vouched for before its stamp is in doubt.
     Doubt = 7,
     /// No purge: how far the log of all nodes' purges was taken note of. Behind it stands whose numbers these are.
     LogCursor = 8,
@@ -257,7 +257,7 @@ pub struct Purges {
     bounds: papaya::HashMap<Name, Bounds>,
     /// The lengths that prefixes' paths have.
     prefix_lengths: ArcSwap<Vec<usize>>,
-    /// What was validated before this stamp is in doubt; 0 if nothing is.
+    /// What was vouched for before this stamp is in doubt; 0 if nothing is.
     doubt: AtomicU64,
 }
 
@@ -265,7 +265,7 @@ impl Purges {
     /// Whether something may have been purged without our knowing since these questions were asked.
     #[inline]
     pub fn doubts(&self, asked: Asked) -> bool {
-        asked.validated.0 < self.doubt.load(Ordering::Relaxed)
+        asked.vouched.0 < self.doubt.load(Ordering::Relaxed)
     }
 
     /// A stored response that was held against this generation needs no other look.
@@ -414,7 +414,7 @@ impl Ledger {
         Stamp(row.hard.max(row.soft))
     }
 
-    /// From now on what was validated before `stamp` is in doubt, until [`Ledger::trust`].
+    /// From now on what was vouched for before `stamp` is in doubt, until [`Ledger::trust`].
     pub fn doubt(&mut self, purges: &Purges, stamp: Stamp) {
         purges.doubt.fetch_max(stamp.0, Ordering::Relaxed);
     }
