@@ -505,7 +505,7 @@ impl DataThread {
         let tasks = Tasks::new(self.tasks);
         let draining = Draining::default();
         let pool = OriginPool::new(self.counters);
-        let peer_pool = OriginPool::new(Arc::default());
+        let peer_pool = OriginPool::bounded(Arc::default(), peer::MAX_CONNECTIONS);
         let cache = LocalCache {
             shared: self.cache.clone(),
             fetcher: Rc::new(Fetcher {

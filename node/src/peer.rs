@@ -48,6 +48,9 @@ const PREFIX: &str = "caje-peer";
 const MAX_NODES: usize = 1024;
 
 /// Whether a response that is not here is asked of other nodes before the origin.
+/// To all other nodes together, of each thread that asks for bodies.
+pub const MAX_CONNECTIONS: usize = 64;
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     Off,

@@ -9,6 +9,7 @@ use crate::cache::OriginRules;
 use crate::cluster::{self, ClusterError};
 use crate::manifest;
 use crate::origin::{self, Tls, TlsError, TlsOptions};
+use crate::peer;
 use crate::store::{self, IoMode};
 use crate::telemetry::{Format, Metrics, Sink};
 use crate::workers::{limits, populate};
@@ -118,12 +119,21 @@ impl Config {
         self.origins.iter().map(connections).sum()
     }
 
+    /// Connections to other nodes, of each thread that asks for bodies, and as many for what they say to one another.
+    fn peer_descriptors(&self) -> u64 {
+        match self.cluster.secret {
+            Some(_) => (self.node.threads.get() as u64 + 2) * peer::MAX_CONNECTIONS as u64,
+            None => 0,
+        }
+    }
+
     /// Listeners, event loops, rings, the store's files, logs, and the administrator.
     fn other_descriptors(&self) -> u64 {
         let threads = self.node.threads.get() as u64;
         let listeners = self.node.listen.len() as u64;
         FIXED_DESCRIPTORS
             + self.populate.max_in_flight as u64
+            + self.peer_descriptors()
             + threads * (THREAD_DESCRIPTORS + listeners)
             + self
                 .store

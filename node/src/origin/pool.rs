@@ -10,7 +10,7 @@
 //! A [`Permit`] is one of an origin's `max_connections`; whatever holds a connection holds its permit, and
 //! dropping either frees the slot.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -37,6 +37,9 @@ struct Shared {
     origins: RefCell<HashMap<usize, Rc<Origin>>>,
     resolver: Resolver,
     counters: Arc<Counters>,
+    /// Connections to all of them together.
+    most: usize,
+    open: Rc<Cell<usize>>,
 }
 
 /// One origin's connections.
@@ -45,6 +48,9 @@ pub(super) struct Origin {
     pub(super) counters: Arc<Counters>,
     resolver: Resolver,
     slots: RefCell<Slots>,
+    /// Of the whole pool.
+    most: usize,
+    open: Rc<Cell<usize>>,
 }
 
 #[derive(Default)]
@@ -112,10 +118,18 @@ pub(super) enum Loss {
 
 impl OriginPool {
     pub fn new(counters: Arc<Counters>) -> Self {
+        Self::bounded(counters, usize::MAX)
+    }
+
+    /// One that has no more than `most` connections to all origins together: what is unused is closed for others, and
+    /// beyond it nobody waits, but fails with [`ErrorKind::Busy`].
+    pub fn bounded(counters: Arc<Counters>, most: usize) -> Self {
         Self(Rc::new(Shared {
             origins: RefCell::default(),
             resolver: Resolver::default(),
             counters,
+            most,
+            open: Rc::default(),
         }))
     }
 
@@ -133,11 +147,32 @@ impl OriginPool {
         interim: &mut dyn FnMut(StatusCode, HeaderMap),
     ) -> Result<UpstreamResponse, OriginError> {
         self.0.counters.requests.fetch_add(1, Relaxed);
-        let result = self.origin(settings).send(request, interim).await;
+        let origin = self.origin(settings);
+        if self.0.open.get() >= self.0.most && origin.slots.borrow().idle.is_empty() {
+            self.close_one_idle();
+        }
+        let result = origin.send(request, interim).await;
         if let Err(error) = &result {
             self.0.counters.count(error);
         }
         result
+    }
+
+    /// Closes the connection that has been unused longest.
+    fn close_one_idle(&self) {
+        let since = |origin: &Rc<Origin>| {
+            let slots = origin.slots.borrow();
+            slots.idle.front().map(|idle| idle.since)
+        };
+        let origins = self.0.origins.borrow();
+        let unused = origins
+            .values()
+            .filter_map(|origin| Some((since(origin)?, origin)));
+        let oldest = unused.min_by_key(|(since, _)| *since);
+        let oldest = oldest.map(|(_, origin)| origin.clone());
+        drop(origins);
+        let connection = oldest.and_then(|origin| origin.slots.borrow_mut().idle.pop_front());
+        drop(connection);
     }
 
     /// Closes all unused connections.
@@ -163,6 +198,8 @@ impl OriginPool {
             counters: Arc::clone(&self.0.counters),
             resolver: self.0.resolver.clone(),
             slots: RefCell::default(),
+            most: self.0.most,
+            open: self.0.open.clone(),
         });
         origins.insert(key, Rc::clone(&origin));
         origin
@@ -292,6 +329,9 @@ impl Origin {
         if let Some(permit) = self.try_permit() {
             return Ok(Slot::Fresh(permit));
         }
+        if self.open.get() >= self.most {
+            return Err(too_many_wait());
+        }
         match self.wait().await? {
             Slot::Used(connection) if fresh || !connection.is_quiet() => {
                 Ok(Slot::Fresh(connection.into_permit()))
@@ -302,10 +342,11 @@ impl Origin {
 
     fn try_permit(self: &Rc<Self>) -> Option<Permit> {
         let mut slots = self.slots.borrow_mut();
-        if slots.open >= self.settings.max_connections.max(1) {
+        if slots.open >= self.settings.max_connections.max(1) || self.open.get() >= self.most {
             return None;
         }
         slots.open += 1;
+        self.open.set(self.open.get() + 1);
         self.counters.open.fetch_add(1, Relaxed);
         Some(Permit(Rc::clone(self)))
     }
@@ -348,6 +389,7 @@ impl Origin {
             drop(waiter.send(Slot::Fresh(Permit(Rc::clone(self)))));
         } else {
             self.slots.borrow_mut().open -= 1;
+            self.open.set(self.open.get() - 1);
             self.counters.open.fetch_sub(1, Relaxed);
         }
     }

@@ -1798,3 +1798,33 @@ mod over_tls {
         assert!(matches!(Tls::new(&name), Err(TlsError::ServerName(_))));
     }
 }
+
+/// A pool with a bound for all origins together: what is unused makes room, and nobody waits for another origin's.
+#[test]
+fn a_bounded_pool_has_no_more_connections() {
+    play(async {
+        let (one, other) = (Stage::new().await, Stage::new().await);
+        let pool = OriginPool::bounded(Arc::clone(&one.counters), 1);
+        let one = Stage {
+            pool: pool.clone(),
+            ..one
+        };
+        let other = Stage { pool, ..other };
+        let first = one.get("/a");
+        let mut peer = one.accept().await;
+        peer.request().await;
+        assert_eq!(other.get("/b").await.unwrap().error().kind, ErrorKind::Busy);
+        peer.say(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            .await;
+        first.await.unwrap().response();
+        assert_eq!(one.counters.open.load(Relaxed), 1);
+        // The unused one goes.
+        let second = other.get("/b");
+        let mut peer = other.accept().await;
+        peer.request().await;
+        assert_eq!(one.counters.open.load(Relaxed), 1);
+        peer.say(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            .await;
+        second.await.unwrap().response();
+    });
+}

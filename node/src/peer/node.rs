@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::MAX_CONNECTIONS;
 use crate::clock;
 use crate::origin::{Http2, Permits, Scheme, Settings};
 
@@ -27,9 +28,6 @@ const SLOW_LIMIT: u32 = 3;
 
 /// How long a body of a node may stand still.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// To one node, of each data thread.
-const MAX_CONNECTIONS: usize = 64;
 
 /// Names of nodes that answers tell apart; later ones are just peers.
 const MAX_NAMES: usize = 4096;

@@ -45,7 +45,7 @@ use crate::cache::{Cache, LocalCache, OriginRules, Request, UpstreamFields, Want
 use crate::clock;
 use crate::manifest::{Cursor, Filter, Manifest};
 use crate::origin::{self, OriginPool};
-use crate::peer::Peers;
+use crate::peer::{MAX_CONNECTIONS, Peers};
 use crate::semantics::hop;
 use crate::store::{self, be_gentle};
 use crate::tasks::Tasks;
@@ -305,7 +305,7 @@ impl Worker {
                     cache: setup.cache,
                     pool: OriginPool::new(Arc::default()),
                     peers: setup.peers,
-                    peer_pool: OriginPool::new(Arc::default()),
+                    peer_pool: OriginPool::bounded(Arc::default(), MAX_CONNECTIONS),
                     tasks: tasks.clone(),
                     pseudonym: setup.pseudonym,
                 }),
