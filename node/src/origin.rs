@@ -31,6 +31,7 @@ mod tls;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -285,12 +286,72 @@ enum Inner {
     Empty,
     Http1(Box<h1::Body>),
     Http2(Box<h2::Body>),
+    Believed(Box<Believed>),
+}
+
+/// Says what of a body is to be believed: given its next bytes, or nothing at its end, it adds to the queue what may
+/// be given out by now.
+pub type Belief = dyn FnMut(Option<Bytes>, &mut VecDeque<Bytes>) -> Result<(), Unbelieved>;
+
+/// Why a body is not given out any further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unbelieved {
+    /// It is not over, though nothing more comes.
+    Cut,
+    Wrong,
+}
+
+struct Believed {
+    body: ResponseBody,
+    belief: Box<Belief>,
+    /// To be given out; never empty pieces.
+    ready: VecDeque<Bytes>,
+}
+
+impl Believed {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, OriginError>>> {
+        loop {
+            if let Some(data) = self.ready.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::Data(data))));
+            }
+            let believed = match std::task::ready!(self.body.poll_frame(cx)) {
+                Some(Ok(Frame::Data(data))) => (self.belief)(Some(data), &mut self.ready),
+                // What nobody believes in is left out.
+                Some(Ok(Frame::Trailers(_))) => continue,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => match (self.belief)(None, &mut self.ready) {
+                    Ok(()) => return Poll::Ready(None),
+                    Err(unbelieved) => Err(unbelieved),
+                },
+            };
+            if let Err(unbelieved) = believed {
+                let kind = match unbelieved {
+                    Unbelieved::Cut => ErrorKind::Truncated,
+                    Unbelieved::Wrong => ErrorKind::Protocol,
+                };
+                let error = OriginError::new(kind, "the body is not what it should be");
+                return Poll::Ready(Some(Err(error)));
+            }
+        }
+    }
 }
 
 impl ResponseBody {
     /// A body without bytes.
     pub fn empty() -> Self {
         Self(Inner::Empty)
+    }
+
+    /// The same body, of which only what is believed is given out.
+    pub fn believed(
+        self,
+        belief: impl FnMut(Option<Bytes>, &mut VecDeque<Bytes>) -> Result<(), Unbelieved> + 'static,
+    ) -> Self {
+        Self(Inner::Believed(Box::new(Believed {
+            body: self,
+            belief: Box::new(belief),
+            ready: VecDeque::new(),
+        })))
     }
 
     /// The next frame; `None` after a whole body, again and again. Cancel-safe: a dropped call loses
@@ -305,10 +366,13 @@ impl ResponseBody {
             Inner::Empty => return Poll::Ready(None),
             Inner::Http1(body) => std::task::ready!(body.poll_frame(cx)),
             Inner::Http2(body) => std::task::ready!(body.poll_frame(cx)),
+            Inner::Believed(body) => std::task::ready!(body.poll_frame(cx)),
         };
         let over = match &self.0 {
             Inner::Http1(body) => body.is_end(),
             Inner::Http2(body) => body.is_end(),
+            // It has to be asked whether that was the end.
+            Inner::Believed(_) => false,
             Inner::Empty => true,
         };
         if over || !matches!(frame, Some(Ok(_))) {

@@ -8,7 +8,8 @@
 //!
 //! Kept true here:
 //! - Who is told of is believed to be nothing. It is connected to only where all its addresses are permitted, it is
-//!   sent neither cookies nor authorisation, and what it answers counts only with the proof of the secret.
+//!   sent neither cookies nor authorisation, and what it answers counts only with the proof of the secret, head and
+//!   body.
 //! - Nobody is waited for longer than the question allows, and a node that has failed rests: it is tried again by
 //!   one request at a time.
 //! - A node that is asked by another asks no third.
@@ -17,6 +18,7 @@
 
 mod ask;
 mod node;
+pub mod seal;
 pub mod secret;
 mod select;
 mod stamps;
@@ -38,8 +40,10 @@ pub use stamps::Stamps;
 
 /// In the request of a node: whether the one that is asked may ask the origin.
 pub const MODE: HeaderName = HeaderName::from_static("caje-peer-mode");
-/// In its answer: [`Stamps`].
-pub const ASKED: HeaderName = HeaderName::from_static("caje-peer-asked");
+/// In its answer, whose body is [sealed](seal): [`Stamps`].
+pub const ASKED: HeaderName = HeaderName::from_static("caje-peer-sealed");
+/// Beside it: bytes of the body before it was sealed, if they are known. Without any, nothing is sealed.
+pub const LENGTH: HeaderName = HeaderName::from_static("caje-peer-length");
 
 /// Fields between nodes begin with this. They are nobody else's.
 const PREFIX: &str = "caje-peer";

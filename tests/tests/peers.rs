@@ -1,18 +1,22 @@
 //! Bodies between nodes: who is asked before the origin, who is believed, and what never crosses.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
-
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bytes::Bytes;
 use caje_node::cache::purge::Selector;
 use caje_node::clock::{self, Stamp};
 use caje_node::config::Cidr;
+use caje_node::peer::seal::{Opener, Sealer};
+use caje_node::peer::secret::Nonce;
 use caje_node::peer::{self, Mode, Secret, Stamps, Teller, Told};
 use caje_node::semantics::key::Scheme;
 use caje_node::telemetry::{PeerAnswer, PeerOutcome};
 use caje_tests::{CANARY, End, Folder, Gate, Node, Origin, OriginAnswer, PATIENCE, until, within};
 use http::{HeaderMap, HeaderValue, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 const SIZE: u64 = 700_000;
@@ -113,7 +117,8 @@ fn just_now() -> Stamps {
     }
 }
 
-/// The answer of a node that knows `secret` to this request, byte for byte.
+/// The answer of a node that knows `secret` to this request, byte for byte. A body that is shorter than its
+/// `content-length` says breaks off.
 fn signed(
     secret: &str,
     request: &slow_server::Request,
@@ -126,6 +131,7 @@ fn signed(
     let nonce = u64::from_str_radix(nonce, 16)
         .expect("hexadecimal")
         .to_be_bytes();
+    let mut sealed = Vec::new();
     let status = match stamps {
         Some(_) => StatusCode::OK,
         None => StatusCode::GATEWAY_TIMEOUT,
@@ -138,6 +144,17 @@ fn signed(
     }
     if let Some(stamps) = stamps {
         headers.insert(peer::ASKED, stamps.to_header());
+        let length = headers.remove("content-length").expect("a length");
+        let is_whole = length == body.len().to_string();
+        headers.insert(peer::LENGTH, length);
+        let mut sealer = Sealer::new(&Secret::new(secret), nonce);
+        let mut left = Bytes::copy_from_slice(body);
+        while !left.is_empty() {
+            sealed.extend_from_slice(&sealer.seal(&mut left));
+        }
+        if is_whole {
+            sealed.extend_from_slice(&sealer.end());
+        }
     }
     let proof = Secret::new(secret).answer(nonce, status, &peer::proven_fields(&headers));
     headers.insert(peer::secret::PROOF, proof);
@@ -145,7 +162,59 @@ fn signed(
     for (name, value) in &headers {
         head += &format!("{name}: {}\r\n", value.to_str().expect("text"));
     }
-    [head.as_bytes(), b"cache-status: x; hit\r\n\r\n", body].concat()
+    [
+        head.as_bytes(),
+        b"cache-status: x; hit\r\n\r\n",
+        &sealed[..],
+    ]
+    .concat()
+}
+
+/// The body of a node's answer to the question of this nonce.
+fn opened(sealed: Bytes, nonce: Nonce) -> Vec<u8> {
+    let mut opener = Opener::new(&Secret::new(SECRET), nonce);
+    let mut proven = VecDeque::new();
+    opener.open(sealed, &mut proven).expect("a proven body");
+    assert!(opener.is_over());
+    proven.iter().flatten().copied().collect()
+}
+
+/// Stands between nodes: passes on what they say, but changes a byte of the first body, so far behind its head.
+async fn man_in_the_middle(node: SocketAddr, at: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((asker, _)) = listener.accept().await {
+            let answerer = TcpStream::connect(node).await.expect("connect");
+            let (mut questions, mut answers) = asker.into_split();
+            let (mut from, mut to) = answerer.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut questions, &mut to).await });
+            tokio::spawn(async move {
+                let mut said = Vec::new();
+                let mut sent = 0;
+                let mut is_changed = false;
+                while from.read_buf(&mut said).await.is_ok_and(|bytes| bytes > 0) {
+                    let head = said.windows(4).position(|window| window == b"\r\n\r\n");
+                    let meant = head.map(|head| head + 4 + at).unwrap_or(usize::MAX);
+                    if !is_changed && meant < said.len() {
+                        said[meant] ^= 1;
+                        is_changed = true;
+                    }
+                    // Not beyond what is to be changed.
+                    let until = if is_changed {
+                        said.len()
+                    } else {
+                        said.len().min(meant)
+                    };
+                    if answers.write_all(&said[sent..until]).await.is_err() {
+                        return;
+                    }
+                    sent = until;
+                }
+            });
+        }
+    });
+    address
 }
 
 /// A body that another node holds comes from there, and the origin is asked once.
@@ -306,8 +375,8 @@ async fn a_liar_is_not_believed() {
             "a changed stamp",
             |request| {
                 let answer = signed(SECRET, request, Some(just_now()), FIELDS, b"lies");
-                let text = String::from_utf8(answer).expect("text");
-                let changed = text.replacen("caje-peer-asked: 1", "caje-peer-asked: 2", 1);
+                let text = String::from_utf8_lossy(&answer);
+                let changed = text.replacen("caje-peer-sealed: 1", "caje-peer-sealed: 2", 1);
                 assert_ne!(text, changed);
                 changed.into_bytes()
             },
@@ -404,6 +473,75 @@ async fn a_body_that_breaks_off_goes_on_from_the_origin() {
         b.get("/a").await;
         assert!(cut.requests("/a") <= tries(began));
     }
+}
+
+/// Who can change bytes between nodes changes none that a client gets, or that is kept: the body goes on from the
+/// origin where that is possible, and is cut otherwise.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_byte_that_was_changed_on_the_way_is_found_out() {
+    for (is_strong, at) in [
+        (true, 30),
+        (true, 400_000),
+        (true, SIZE as usize),
+        (false, 30),
+        (false, 400_000),
+        (false, SIZE as usize),
+    ] {
+        let origin = Origin::start().await;
+        origin.get("/a").answer(match is_strong {
+            true => fresh(SIZE),
+            false => OriginAnswer::ok()
+                .generated(SIZE)
+                .etag("W/\"v0\"")
+                .cache_control("max-age=600"),
+        });
+        let a = node(&origin, "a", Mode::Nearest).await;
+        a.get("/a").await.is_whole("/a", SIZE);
+        a.at_rest().await;
+        let b = node(&origin, "b", Mode::Nearest).await;
+        tell(&b, &[told("a", man_in_the_middle(a.address(), at).await)]);
+        let got = b.get("/a").await;
+        assert_eq!(asked(&b, PeerOutcome::Filled), 1);
+        // Before the first byte has come, nothing was promised: the answer is another one.
+        let is_whole = is_strong || at == 30;
+        if is_whole {
+            got.is_whole("/a", SIZE);
+        } else {
+            assert_eq!(got.end, End::Cut, "{at}: {}", got.head.text);
+            let right = slow_server::body_bytes("/a", 0..got.body.len() as u64);
+            assert_eq!(got.body, right, "{at}");
+            assert!((got.body.len() as u64) < SIZE);
+        }
+        b.at_rest().await;
+        assert_eq!(b.metrics().fills_completed.total(), u64::from(is_whole));
+        b.get("/a").await.is_whole("/a", SIZE);
+        assert_eq!(origin.requests("/a"), 2, "{at}");
+    }
+}
+
+/// A body that its origin is slow to send comes through a shield as it arrives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shield_passes_on_what_has_come() {
+    let origin = Origin::start().await;
+    let gate = Gate::new();
+    origin.prefix("/").answer(fresh(SIZE).gate_at(1000, &gate));
+    let (a, b) = two(&origin, Mode::Shield).await;
+    let mut under_way = Vec::new();
+    // Of some of them the other node is the shield.
+    for n in 0..8 {
+        let target = format!("/{n}");
+        let mut answer = b.get(&target).open().await;
+        let first = within("the first bytes", answer.take(1000)).await;
+        assert_eq!(first, slow_server::body_bytes(&target, 0..1000));
+        under_way.push((target, answer));
+    }
+    gate.open();
+    for (target, answer) in under_way {
+        let rest = answer.rest().await;
+        assert_eq!(rest.end, End::Whole);
+        assert_eq!(origin.requests(&target), 1);
+    }
+    assert!(answered(&a, PeerAnswer::Filled) > 0);
 }
 
 /// Of many keys on many nodes, the origin sees each once.
@@ -514,7 +652,7 @@ async fn a_client_that_forges_a_proof_gets_nothing_special() {
     let origin = Origin::start().await;
     let answer = fresh(SIZE)
         .header("surrogate-key", "blue")
-        .header("caje-peer-asked", "1,2,3")
+        .header("caje-peer-sealed", "1,2,3")
         .header("caje-peer-proof", "00");
     origin.get("/a").answer(answer);
     let (a, _b) = two(&origin, Mode::Nearest).await;
@@ -575,11 +713,9 @@ async fn a_proof_is_of_one_request() {
         b"",
     );
     let proof = proof.to_str().expect("text");
-    let got = a
-        .get("/a")
-        .header("caje-peer", proof)
-        .await
-        .is_whole("/a", 1000);
+    let got = a.get("/a").header("caje-peer", proof).await.expect(200);
+    let body = slow_server::body_bytes("/a", 0..1000);
+    assert_eq!(opened(got.body, [7; 8]), body);
     assert!(got.head.has("surrogate-key") && got.head.has("caje-peer-proof"));
     let got = a
         .get("/b")

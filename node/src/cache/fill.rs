@@ -946,6 +946,11 @@ impl Fetcher {
         let metrics = &self.cache.metrics;
         let (body_in, writer_in) = (&mut body, &mut writer);
         let outcome = transfer(metrics, &source, body_in, writer_in, &fill, linger, pace).await;
+        // What another node sent, or who stands between, says nothing of the body: from there on the origin is asked.
+        let outcome = outcome.map_err(|error| match (&source, error) {
+            (Source::Peer(_), BodyError::Protocol) => BodyError::Truncated,
+            (_, error) => error,
+        });
         drop(body);
         if let (Source::Peer(node), Err(error)) = (&source, outcome)
             && error != BodyError::Abandoned

@@ -9,13 +9,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderValue, Method};
 
 use super::node::{Pass, PeerNode};
+use super::seal::Opener;
 use super::secret::{self, Nonce, Secret};
-use super::{ASKED, MODE, Mode, Peers, Stamps, select};
+use super::{ASKED, LENGTH, MODE, Mode, Peers, Stamps, select};
 use crate::clock;
-use crate::origin::{OriginPool, UpstreamRequest, UpstreamResponse};
+use crate::origin::{
+    ErrorKind, OriginPool, ResponseBody, Unbelieved, UpstreamRequest, UpstreamResponse,
+};
 use crate::telemetry::{Metrics, PeerOutcome};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -173,7 +176,10 @@ impl Peers {
             .await;
         let mut response = sent.map_err(|error| {
             tracing::debug!(node = pass.node.id(), %error, "a node does not answer");
-            pass.failed();
+            // That there is no connection left for it is not its fault.
+            if error.kind != ErrorKind::Busy {
+                pass.failed();
+            }
             PeerOutcome::Failed
         })?;
         let proven = proven_fields(&response.headers);
@@ -188,6 +194,22 @@ impl Peers {
             return Err(PeerOutcome::Absent);
         };
         let stamps = Stamps::parse(asked).ok_or(PeerOutcome::Unfit)?;
+        let length = match response.headers.get(LENGTH) {
+            Some(length) => Some(parse_length(length).ok_or(PeerOutcome::Unfit)?),
+            None => None,
+        };
+        // What the framing says has nobody proven.
+        response.content_length = length;
+        response.close_delimited = false;
+        let body = std::mem::replace(&mut response.body, ResponseBody::empty());
+        if length != Some(0) {
+            let mut opener = Opener::new(secret, nonce);
+            response.body = body.believed(move |data, proven| match data {
+                Some(data) => opener.open(data, proven).map_err(|_| Unbelieved::Wrong),
+                None if opener.is_over() => Ok(()),
+                None => Err(Unbelieved::Cut),
+            });
+        }
         super::strip_fields(&mut response.headers);
         remove_last_cache_status(&mut response.headers);
         Ok(Found {
@@ -196,6 +218,12 @@ impl Peers {
             node: pass.node.clone(),
         })
     }
+}
+
+fn parse_length(field: &HeaderValue) -> Option<u64> {
+    let text = field.to_str().ok()?;
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse().ok())?
 }
 
 /// The fields of an answer that its proof is about. `Cache-Status` is written into place with the head, and framing

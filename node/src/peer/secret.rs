@@ -7,8 +7,8 @@
 //!
 //! Kept true here:
 //! - The secret itself is never sent, so that a forged row of the node table gains nothing by being asked.
-//! - An answer's proof belongs to one request. It vouches for the head and not for the body: who can change bytes
-//!   between two nodes is kept out by the network between them.
+//! - An answer's proof belongs to one request. It vouches for the head; each part of the body has its own
+//!   ([`seal`](super::seal)).
 //! - Macs are compared in constant time.
 
 use std::fmt;
@@ -207,18 +207,22 @@ impl Secret {
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// Each part behind its length, so that none reaches into another.
-struct Mac(blake3::Hasher);
+pub(super) struct Mac(blake3::Hasher);
 
 impl Mac {
-    fn new(secret: &Secret, what: &[u8]) -> Mac {
+    pub(super) fn new(secret: &Secret, what: &[u8]) -> Mac {
         let mut mac = Mac(blake3::Hasher::new_keyed(&secret.0));
         mac.part(what);
         mac
     }
 
-    fn part(&mut self, bytes: &[u8]) {
+    pub(super) fn part(&mut self, bytes: &[u8]) {
         self.0.update(&(bytes.len() as u64).to_le_bytes());
         self.0.update(bytes);
+    }
+
+    pub(super) fn finish(&self) -> blake3::Hash {
+        self.0.finalize()
     }
 }
 

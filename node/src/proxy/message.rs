@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use crate::cache::residency::Stored;
 use crate::cache::{BodyError, How, OriginRules, Reader};
 use crate::origin::{Frame, RequestBody, RequestBodySource, ResponseBody, Upgraded};
+use crate::peer::seal::Sealer;
 use crate::proxy::multipart::Multipart;
 use crate::semantics::key::{self, Scheme};
 use crate::wire::{Framing, HeadError, RequestHead};
@@ -186,6 +187,8 @@ pub enum Body {
     /// Two pieces that are both here, for one write.
     Pair(Bytes, Bytes),
     Stored(Box<Reader>),
+    /// The same for another node, to which it is proven.
+    Sealed(Box<Sealed>),
     Upstream(Box<ResponseBody>),
     /// The client's part of a longer upstream body: how much to leave out, and how much to take.
     Window {
@@ -212,10 +215,44 @@ impl Body {
                 Some(Ok(Piece::Data(first)))
             }
             Body::Stored(reader) => reader.next().await.map(|read| read.map(Piece::Data)),
+            Body::Sealed(sealed) => sealed.next().await,
             Body::Upstream(body) => upstream_piece(body).await,
             Body::Window { body, skip, take } => window_piece(body, skip, take).await,
             Body::Multipart(multipart) => multipart.next().await,
         }
+    }
+}
+
+/// A stored body on its way to another node.
+pub struct Sealed {
+    /// `None` once it has ended.
+    reader: Option<Reader>,
+    sealer: Sealer,
+    /// Read, and not sealed yet.
+    rest: Bytes,
+}
+
+impl Sealed {
+    pub fn new(reader: Reader, sealer: Sealer) -> Sealed {
+        Sealed {
+            reader: Some(reader),
+            sealer,
+            rest: Bytes::new(),
+        }
+    }
+
+    async fn next(&mut self) -> Option<Result<Piece, BodyError>> {
+        if self.rest.is_empty() {
+            match self.reader.as_mut()?.next().await {
+                Some(Ok(data)) => self.rest = data,
+                Some(Err(error)) => return Some(Err(error)),
+                None => {
+                    self.reader = None;
+                    return Some(Ok(Piece::Data(self.sealer.end())));
+                }
+            }
+        }
+        Some(Ok(Piece::Data(self.sealer.seal(&mut self.rest))))
     }
 }
 

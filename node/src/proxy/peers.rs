@@ -21,9 +21,10 @@ use http::{Method, StatusCode};
 use crate::cache::residency::{Residency, Standing, Stored};
 use crate::cache::{Answer, Forward, How, Lookup, Reader, UpstreamFields};
 use crate::clock;
+use crate::peer::seal::Sealer;
 use crate::peer::secret::{self, Asker, Secret};
 use crate::peer::{self, Mode, Stamps};
-use crate::proxy::message::{Body, Report, Request, Response};
+use crate::proxy::message::{Body, Report, Request, Response, Sealed};
 use crate::proxy::respond;
 use crate::proxy::{LocalSettings, Pending, Proxy, Question, Route, host_of, is_cacheable_form};
 use crate::semantics::hop;
@@ -44,7 +45,8 @@ struct Given {
     /// The part, and the length of the whole.
     part: Option<(Range<u64>, u64)>,
     length: Option<u64>,
-    body: Body,
+    /// `None` where there are no bytes.
+    body: Option<Reader>,
     how: How,
 }
 
@@ -148,8 +150,8 @@ impl Proxy {
             None => 0..length.unwrap_or(u64::MAX),
         };
         let body = match span.is_empty() {
-            true => Body::Empty,
-            false => Body::Stored(Box::new(self.bytes(question, mode, &stored, &span).await?)),
+            true => None,
+            false => Some(self.bytes(question, mode, &stored, &span).await?),
         };
         Some(Given {
             length: length.map(|_| span.end - span.start),
@@ -228,6 +230,9 @@ impl Proxy {
             now: self.cache.shared.clock.tick(),
         };
         headers.insert(peer::ASKED, stamps.to_header());
+        if let Some(length) = length {
+            headers.insert(peer::LENGTH, length.into());
+        }
         let status = match &part {
             Some((span, length)) => {
                 let range = ContentRange::to_header(span, *length);
@@ -238,13 +243,18 @@ impl Proxy {
         };
         let ttl = Some(head.freshness.ttl(now));
         sign(secret, asker, status, &mut headers);
+        let sealed = |reader| {
+            let sealer = Sealer::new(secret, asker.nonce);
+            Body::Sealed(Box::new(Sealed::new(reader, sealer)))
+        };
         Response {
             status,
             stored: None,
             age: None,
             headers,
-            length,
-            body,
+            // Of what is sealed nobody knows how long it becomes.
+            length: body.is_none().then_some(0),
+            body: body.map_or(Body::Empty, sealed),
             how,
             ttl,
             report,
