@@ -1,7 +1,9 @@
 //! The node's clock: wall time at start plus what the monotonic clock has counted since.
 //!
 //! Ages and lifetimes must not jump when the machine's wall clock is set (by minutes or by years), so
-//! it is read once. A node that is started anew takes the wall clock as it then is.
+//! it is read once. A node that is started anew takes the wall clock as it then is. Only the proofs between nodes
+//! tell the wall clock's time of the moment: the monotonic clock stands while a machine is suspended, and nodes must
+//! agree on the minute afterwards too.
 //!
 //! What nodes tell one another is stamped by a [`HybridClock`]: wall time as long as all clocks agree, and
 //! in any case later than all that was seen before.
@@ -14,12 +16,17 @@ use serde::{Deserialize, Serialize};
 
 static START: LazyLock<(SystemTime, Instant)> = LazyLock::new(|| (wall_at_start(), Instant::now()));
 
+fn wall_at_start() -> SystemTime {
+    wall().max(UNIX_EPOCH)
+}
+
+/// What the wall clock says at this moment: it may jump, so it is for those alone who compare it with another's.
 #[expect(
     clippy::disallowed_methods,
     reason = "the one place that reads the wall clock"
 )]
-fn wall_at_start() -> SystemTime {
-    SystemTime::now().max(UNIX_EPOCH)
+pub fn wall() -> SystemTime {
+    SystemTime::now()
 }
 
 /// Now, never before an earlier call of this process.

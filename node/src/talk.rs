@@ -49,6 +49,9 @@ pub const NODE: HeaderName = HeaderName::from_static("caje-peer-node");
 /// BLAKE3 of an answer's body, so that the proof of the head vouches for it too.
 pub const BODY: HeaderName = HeaderName::from_static("caje-peer-body");
 
+/// Tells one start of the node that answers from another. Proven with the answer.
+pub const START: HeaderName = HeaderName::from_static("caje-peer-start");
+
 /// Where nodes greet one another. Answers nothing but who is there.
 pub const HELLO: &str = "/_caje/v1/peer/hello";
 /// Where nodes tell one another of purges.
@@ -57,7 +60,8 @@ pub const PURGES: &str = "/_caje/v1/peer/purge";
 /// Where a node asks another how far a job of it is.
 pub const JOB: &str = "/_caje/v1/peer/job";
 
-/// The parameter of a target that names the node that is meant.
+/// The parameter of a target that names the node that is meant; behind a `~`, its [`START`], which what changes
+/// something has to name: a process remembers what it was asked, and the next one does not.
 pub const TO: &str = "to";
 
 /// Purges that wait for the control thread.
@@ -99,7 +103,7 @@ pub struct Reply {
 }
 
 /// Why a request is not taken for another node's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Doubt {
     #[error("this node has no `cluster.secret`")]
     NoSecret,
@@ -109,6 +113,9 @@ pub enum Doubt {
     Again,
     #[error("it is meant for another node")]
     Elsewhere,
+    /// The node that asks may know this one from before, or not at all: the answer tells it.
+    #[error("it is meant for another start of this node")]
+    AnotherStart(Asker),
 }
 
 /// A purge that a data thread waits for.
@@ -134,6 +141,10 @@ pub struct Talk {
     heard: Mutex<HashMap<String, u64>>,
     asked: Mutex<Asked>,
     nonces: Nonces,
+    /// This process's [`START`].
+    start: String,
+    /// The others', by node, as they have proven them.
+    starts: Mutex<HashMap<String, String>>,
     /// Other nodes write the manifest too.
     is_shared: bool,
     orders: mpsc::Sender<Order>,
@@ -148,6 +159,7 @@ impl Talk {
             cache.residency.doubt(started);
         }
         let (orders, waiting) = mpsc::channel(MAX_ORDERS);
+        let nonces = Nonces::default();
         let talk = Arc::new(Talk {
             id: config.manifest_settings().node,
             cache: cache.clone(),
@@ -158,7 +170,9 @@ impl Talk {
             named: Mutex::default(),
             heard: Mutex::default(),
             asked: Mutex::default(),
-            nonces: Nonces::default(),
+            start: format!("{:016x}", u64::from_be_bytes(nonces.next())),
+            nonces,
+            starts: Mutex::default(),
             is_shared: config.shares_manifest(),
             orders,
             waiting: Mutex::new(Some(waiting)),
@@ -399,9 +413,22 @@ impl Talk {
         if id == self.id {
             return Err(Silence::Nowhere("this is the node itself".to_owned()));
         }
-        let mark = if target.contains('?') { '&' } else { '?' };
-        let target = format!("{target}{mark}{TO}={}", encoded(&id));
-        let reply = self.send(url, method, &target, body, again).await?;
+        let start = || match changes(method) {
+            true => self.starts.lock().get(&id).cloned(),
+            false => None,
+        };
+        let mut named = start();
+        let mut reply = {
+            let target = addressed(target, &id, named.as_deref());
+            self.send(url, method, &target, body.clone(), again).await?
+        };
+        let known = start();
+        if reply.status == StatusCode::MISDIRECTED_REQUEST && known != named {
+            // It has not taken it, and has told how it is called by now.
+            named = known;
+            let target = addressed(target, &id, named.as_deref());
+            reply = self.send(url, method, &target, body, again).await?;
+        }
         if reply.node != id {
             return Err(Silence::Another(reply.node));
         }
@@ -421,7 +448,7 @@ impl Talk {
         let authority = url.authority();
         let prove = || {
             let nonce = self.nonces.next();
-            let now = clock::now();
+            let now = clock::wall();
             let proof = secret.ask(&self.id, now, nonce, method, &authority, target, &body);
             (proof, nonce)
         };
@@ -447,6 +474,10 @@ impl Talk {
         if sum != Some(blake3::hash(&body)) {
             return Err(Silence::Stranger);
         }
+        if let Some(start) = field(START) {
+            let start = start.to_owned();
+            self.starts.lock().insert(node.to_owned(), start);
+        }
         Ok(Reply {
             node: node.to_owned(),
             status: head.status,
@@ -470,18 +501,23 @@ impl Talk {
             .uri
             .path_and_query()
             .map_or("/", |target| target.as_str());
-        let now = clock::now();
+        let now = clock::wall();
         let asker = secret.check(field, now, &parts.method, authority, target, body)?;
-        let changes = !matches!(parts.method, Method::GET | Method::HEAD);
+        let changes = changes(&parts.method);
         match addressee(target) {
-            Some(id) if id == self.id => {}
-            None if !changes => {}
-            _ => return Err(Doubt::Elsewhere),
+            Some((id, _)) if id != self.id => return Err(Doubt::Elsewhere),
+            None if changes => return Err(Doubt::Elsewhere),
+            Some((_, start)) if changes && start != Some(&self.start) => {
+                return Err(Doubt::AnotherStart(asker));
+            }
+            _ => {}
         }
         if changes && !self.asked.lock().is_first(&asker, now) {
             return Err(Doubt::Again);
         }
-        self.heard.lock().insert(asker.node.clone(), millis(now));
+        self.heard
+            .lock()
+            .insert(asker.node.clone(), millis(clock::now()));
         Ok(asker)
     }
 
@@ -496,6 +532,7 @@ impl Talk {
             (DATE, date),
             (CONTENT_LENGTH, body.len().to_string()),
             (NODE, self.id.clone()),
+            (START, self.start.clone()),
             (BODY, blake3::hash(body).to_hex().to_string()),
         ];
         for (name, text) in texts {
@@ -522,12 +559,29 @@ impl Talk {
     }
 }
 
-/// The node that a target is meant for.
-fn addressee(target: &str) -> Option<String> {
+fn changes(method: &Method) -> bool {
+    !matches!(*method, Method::GET | Method::HEAD)
+}
+
+/// A target that says which node is meant, and which start of it.
+fn addressed(target: &str, id: &str, start: Option<&str>) -> String {
+    let mark = if target.contains('?') { '&' } else { '?' };
+    let id = encoded(id);
+    match start {
+        Some(start) => format!("{target}{mark}{TO}={id}~{start}"),
+        None => format!("{target}{mark}{TO}={id}"),
+    }
+}
+
+/// The node that a target is meant for, and its start if one is named.
+fn addressee(target: &str) -> Option<(&str, Option<&str>)> {
     let (_, query) = target.split_once('?')?;
     let (_, last) = query.rsplit_once('&').unwrap_or(("", query));
-    let id = last.strip_prefix(TO)?.strip_prefix('=')?;
-    Some(id.to_owned())
+    let meant = last.strip_prefix(TO)?.strip_prefix('=')?;
+    Some(match meant.split_once('~') {
+        Some((id, start)) => (id, Some(start)),
+        None => (meant, None),
+    })
 }
 
 /// An author's name has nothing that is not itself in a query; what is no author's name is nobody's.
@@ -546,20 +600,27 @@ pub(crate) fn millis(time: SystemTime) -> u64 {
 #[derive(Default)]
 struct Asked {
     nonces: HashSet<(String, Nonce)>,
-    /// By the time until which they count, in seconds since 1970.
-    order: VecDeque<(u64, (String, Nonce))>,
+    /// By the time until which they count, in seconds since 1970; and when they say that they were asked.
+    order: VecDeque<(u64, u64, (String, Nonce))>,
+    /// What was asked up to then may have been forgotten.
+    forgotten: u64,
 }
 
 impl Asked {
     /// Takes note of a question. One that was asked before, or that there is no room to remember, is not the first.
     fn is_first(&mut self, asker: &Asker, now: SystemTime) -> bool {
         let now = millis(now) / 1000;
-        while let Some((until, _)) = self.order.front()
+        while let Some((until, ..)) = self.order.front()
             && *until < now
         {
-            if let Some((_, asked)) = self.order.pop_front() {
+            if let Some((_, at, asked)) = self.order.pop_front() {
                 self.nonces.remove(&asked);
+                self.forgotten = self.forgotten.max(at);
             }
+        }
+        // Only where the wall clock was set back is what was forgotten of a time that counts.
+        if asker.at <= self.forgotten {
+            return false;
         }
         let asked = (asker.node.clone(), asker.nonce);
         if self.order.len() >= MAX_ASKED || !self.nonces.insert(asked.clone()) {
@@ -567,7 +628,7 @@ impl Asked {
         }
         // It may be of a clock that is ahead by the whole skew, and counts for another.
         let until = now + 2 * MAX_SKEW.as_secs() + 1;
-        self.order.push_back((until, asked));
+        self.order.push_back((until, asker.at, asked));
         true
     }
 }
@@ -618,32 +679,40 @@ mod tests {
     fn a_question_is_asked_once() {
         let mut asked = Asked::default();
         let at = |secs| UNIX_EPOCH + Duration::from_secs(secs);
-        let asker = |node: &str, nonce: u8| Asker {
+        let asked_at = |node: &str, nonce: u8, at| Asker {
             node: node.into(),
             nonce: [nonce; 8],
-            at: 1000,
+            at,
         };
+        let asker = |node, nonce| asked_at(node, nonce, 1000);
         assert!(asked.is_first(&asker("a", 1), at(1000)));
         assert!(!asked.is_first(&asker("a", 1), at(1000)));
         assert!(asked.is_first(&asker("a", 2), at(1000)));
         assert!(asked.is_first(&asker("b", 1), at(1060)));
         assert!(!asked.is_first(&asker("a", 1), at(1120)));
         // By now its time has passed long since.
-        assert!(asked.is_first(&asker("b", 2), at(1200)));
+        assert!(asked.is_first(&asked_at("b", 2, 1200), at(1200)));
         assert_eq!(asked.nonces.len(), 1);
+        // A clock that is set back brings back no time of which nothing is remembered.
+        assert!(!asked.is_first(&asker("a", 1), at(1000)));
+        assert!(asked.is_first(&asked_at("a", 3, 1001), at(1000)));
     }
 
     #[test]
     fn who_is_meant_stands_last() {
         for (target, id) in [
-            ("/a?to=b", Some("b")),
-            ("/a?to=c&x=1&to=b", Some("b")),
+            ("/a?to=b", Some(("b", None))),
+            ("/a?to=c&x=1&to=b", Some(("b", None))),
+            ("/a?to=b~0f", Some(("b", Some("0f")))),
             ("/a?to=b&x=1", None),
             ("/a", None),
             ("/a?into=b", None),
         ] {
-            assert_eq!(addressee(target).as_deref(), id, "{target}");
+            assert_eq!(addressee(target), id, "{target}");
         }
+        let target = addressed("/a?x", "b", Some("0f"));
+        assert_eq!(addressee(&target), Some(("b", Some("0f"))));
+        assert_eq!(addressed("/a", "b", None), "/a?to=b");
     }
 
     #[test]

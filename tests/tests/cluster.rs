@@ -545,6 +545,13 @@ fn proven(
     }
 }
 
+/// How a node is named by who asks it to change something.
+async fn named(node: &Node, id: &str) -> String {
+    let hello = proven(node, SECRET, now(), &Method::GET, HELLO, "").await;
+    let start = hello.head.get("caje-peer-start").expect("a start");
+    format!("{id}~{start}")
+}
+
 fn words(tag: &str) -> String {
     format!(
         r#"{{"purges":[{{"author":"b","number":7,"stamp":1,"selector":{{"by":"tag","tag":"{tag}"}},"soft":false}}]}}"#
@@ -559,7 +566,8 @@ async fn only_a_node_s_own_words_are_taken() {
     let node = cluster.node("a", |_| {}).await;
     node.get("/a").await.expect(200);
     node.at_rest().await;
-    let target = format!("{PURGES}?to=a");
+    let meant = named(&node, "a").await;
+    let target = format!("{PURGES}?to={meant}");
     let (post, words) = (Method::POST, words("red"));
     let wrong = |ask: Ask| async move { refused(&ask.await, 401, "no-node") };
     let with = |secret: &str, at: SystemTime| proven(&node, secret, at, &post, &target, &words);
@@ -591,7 +599,7 @@ async fn only_a_node_s_own_words_are_taken() {
     };
     let field = prove(250);
     wrong(ask(&target, &field, &words.replace("red", "rad"))).await;
-    wrong(ask(&format!("{PURGES}?x&to=a"), &field, &words)).await;
+    wrong(ask(&format!("{PURGES}?x&to={meant}"), &field, &words)).await;
     wrong(ask(&target, &field.replacen("b;", "c;", 1), &words)).await;
     wrong(ask(&target, &field, &words).header("caje-peer", &field)).await;
     wrong(ask(&target, &field, &words).host("localhost")).await;
@@ -629,6 +637,62 @@ async fn only_a_node_s_own_words_are_taken() {
     refused(&got, 400, "bad-request");
 }
 
+/// What was caught on the way to a node is of no use against the next process of that node, which remembers nothing of
+/// what it was asked.
+#[tokio::test]
+async fn what_was_said_to_an_earlier_start_is_not_taken() {
+    let cluster = Cluster::new().await;
+    cluster.fresh("/a", "red", "a");
+    let node = cluster.node("a", |_| {}).await;
+    let target = format!("{PURGES}?to={}", named(&node, "a").await);
+    let (post, words) = (Method::POST, words("red"));
+    let (secret, nonce) = (Secret::new(SECRET), [5; 8]);
+    let field = secret.ask(
+        "b",
+        now(),
+        nonce,
+        &post,
+        "127.0.0.1",
+        &target,
+        words.as_bytes(),
+    );
+    let field = field.to_str().expect("text");
+    let say = async |node: &Node| {
+        let ask = ask(node, "POST", &target).header("caje-peer", field);
+        ask.body(words.clone()).await
+    };
+    say(&node).await.expect(200);
+    refused(&say(&node).await, 401, "no-node");
+    let node = node.restart().await;
+    read_log(&node).await;
+    node.get("/a").await.expect(200);
+    node.at_rest().await;
+    let got = say(&node).await;
+    refused(&got, 421, "another-start");
+    assert!(got.head.has(secret::PROOF.as_str()), "{}", got.head.text);
+    assert!(is_hit(&node, "/a").await);
+    // Who knew it by its earlier name learns of the other.
+    let b = cluster.node("b", |_| {}).await;
+    knows(&b, 2).await;
+    let report = purge(&b, r#"{"tags":["blue"]}"#).await;
+    assert_eq!(parts(&report), [("a", 0, true), ("b", 0, true)]);
+    let node = node.restart().await;
+    read_log(&node).await;
+    let report = within("node a to be told", async {
+        loop {
+            let report = purge(&b, r#"{"tags":["blue"]}"#).await;
+            // Until its new address is known.
+            if parts(&report).contains(&("a", 0, true)) {
+                return report;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(parts(&report).contains(&("b", 0, true)));
+    drop(node);
+}
+
 /// What nodes may ask of one another, and by which door.
 #[tokio::test]
 async fn a_proof_opens_what_nodes_need() {
@@ -646,15 +710,17 @@ async fn a_proof_opens_what_nodes_need() {
     let nodes: Nodes = serde_json::from_slice(&nodes.body).expect("nodes");
     assert_eq!((nodes.nodes.len(), nodes.unanswered.len()), (1, 0));
     let post = |target: &str, body: &str| proven(&node, SECRET, now(), &Method::POST, target, body);
+    let meant = named(&node, "a").await;
     for (target, body) in [
         (path::CONFIG_RELOAD, "x"),
         (path::CONFIG_VALIDATE, "x"),
         (path::CLEAR_DB, "x"),
     ] {
-        let got = post(&format!("{target}?to=a"), body).await;
+        let got = post(&format!("{target}?to={meant}"), body).await;
         refused(&got, 403, "scope");
     }
-    let got = post(&format!("{}?to=a", path::PURGE), r#"{"tags":["x"]}"#).await;
+    let purge = format!("{}?to={meant}", path::PURGE);
+    let got = post(&purge, r#"{"tags":["x"]}"#).await;
     refused(&got, 403, "scope");
     // A token opens the doors that its scopes say, and these are not among them.
     for token in [TOKEN, READER] {

@@ -25,7 +25,7 @@ use super::{Node, not_found, over};
 use crate::config::{Admin, HostPattern, Token, TokenHash};
 use crate::peer::secret::{self, Asker};
 use crate::semantics::hop;
-use crate::talk::MAX_ANSWER;
+use crate::talk::{Doubt, MAX_ANSWER, Talk};
 
 /// Tokens that are not known, from one address within [`WINDOW`].
 const MAX_FAILURES: u32 = 20;
@@ -189,6 +189,15 @@ async fn of_node(guard: &Guard, request: Request, next: Next) -> Response {
     let talk = &guard.node.control.talk;
     let asker = match talk.who_asks(&parts, &body) {
         Ok(asker) => asker,
+        Err(Doubt::AnotherStart(asker)) => {
+            let refusal = Refusal::new(
+                StatusCode::MISDIRECTED_REQUEST,
+                "another-start",
+                "this is meant for another start of this node".to_owned(),
+                "send it again with the start that this answer names",
+            );
+            return proven(talk, &asker, refusal.into_response()).await;
+        }
         Err(doubt) => {
             tracing::warn!(%doubt, "a request that says it is another node's");
             let refusal = Refusal::new(
@@ -222,6 +231,10 @@ async fn of_node(guard: &Guard, request: Request, next: Next) -> Response {
         )
         .into_response(),
     };
+    proven(talk, &asker, response).await
+}
+
+async fn proven(talk: &Talk, asker: &Asker, response: Response) -> Response {
     let (mut head, body) = response.into_parts();
     let Ok(body) = to_bytes(body, MAX_ANSWER).await else {
         let message = format!("the answer is longer than {MAX_ANSWER} bytes");
@@ -233,7 +246,7 @@ async fn of_node(guard: &Guard, request: Request, next: Next) -> Response {
         )
         .into_response();
     };
-    talk.prove(&asker, head.status, &mut head.headers, &body);
+    talk.prove(asker, head.status, &mut head.headers, &body);
     Response::from_parts(head, Body::from(body))
 }
 

@@ -161,7 +161,7 @@ impl Peers {
         request.headers = question.fields.clone();
         let proof = secret.ask(
             &self.me,
-            clock::now(),
+            clock::wall(),
             nonce,
             &Method::GET,
             authority,

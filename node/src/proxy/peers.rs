@@ -271,7 +271,7 @@ fn asker(secret: &Secret, request: &Request) -> Option<Asker> {
     let target = std::str::from_utf8(&request.target).ok()?;
     let (method, authority) = (&request.method, &request.authority);
     secret
-        .check(field, clock::now(), method, authority, target, b"")
+        .check(field, clock::wall(), method, authority, target, b"")
         .inspect_err(|error| tracing::debug!(%error, "a client says that it is a node"))
         .ok()
 }
