@@ -48,13 +48,13 @@ pub const LENGTH: HeaderName = HeaderName::from_static("caje-peer-length");
 /// Fields between nodes begin with this. They are nobody else's.
 const PREFIX: &str = "caje-peer";
 
+/// To all other nodes together, of each thread that asks for bodies.
+pub const MAX_CONNECTIONS: usize = 64;
+
 /// Nodes that are known at a time; more are not asked.
 const MAX_NODES: usize = 1024;
 
 /// Whether a response that is not here is asked of other nodes before the origin.
-/// To all other nodes together, of each thread that asks for bodies.
-pub const MAX_CONNECTIONS: usize = 64;
-
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     Off,

@@ -104,6 +104,18 @@ impl Node {
         self
     }
 
+    /// Ends it at once, and starts another one on the same folder.
+    pub async fn killed(mut self) -> Node {
+        let node = self.inner.take().expect("the node runs");
+        let dropped = tokio::task::spawn_blocking(move || drop(node));
+        within("a node to end", dropped)
+            .await
+            .expect("an end does not panic");
+        let inner = Node::launch(self.config.clone()).await;
+        self.inner = Some(inner.expect("start a node again"));
+        self
+    }
+
     /// Ends it well, and leaves its folder for [`Down::up`].
     pub async fn down(mut self) -> Down {
         self.stop().await;

@@ -1039,3 +1039,46 @@ async fn what_does_not_fit_is_left_alone() {
     assert_eq!(asked_for(&origin, &listed), asked);
     assert_eq!(whole(&node), fits);
 }
+
+/// What a node had of a body when it ended is not fetched again, whether it ended well or not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_goes_on_with_what_was_on_disk() {
+    for is_drained in [true, false] {
+        let origin = Origin::start().await;
+        let size = 8 * BLOCK;
+        let whole = || {
+            OriginAnswer::ok()
+                .generated(size)
+                .etag("\"1\"")
+                .ranges(true)
+                .cache_control("max-age=600")
+        };
+        let gate = Gate::new();
+        let held = whole().gate_at(5 * BLOCK + 10, &gate);
+        let _ = origin.get("/a").sequence([held, whole()]);
+        let node = Node::with(&origin, |config| {
+            eager(config);
+            config.limits.drain_timeout = Duration::from_millis(50);
+        })
+        .await;
+        list(&node, &["/a"]).await;
+        gate.reached().await;
+        node.until("five blocks", |_| {
+            node.inner().store().usage().disk_bytes == 5 * BLOCK
+        })
+        .await;
+        node.inner().store().flush().await;
+        let node = match is_drained {
+            true => node.restart().await,
+            false => node.killed().await,
+        };
+        fetched(&node, 1).await;
+        assert_eq!(origin.requests("/a"), 2, "{is_drained}");
+        let range = origin.last_request("/a").header("range").map(str::to_owned);
+        let left = format!("bytes={}-{}", 5 * BLOCK, size - 1);
+        assert_eq!(range, Some(left), "{is_drained}");
+        assert_eq!(node.metrics().populate_bytes.get(()), 3 * BLOCK);
+        assert!(node.get("/a").await.is_whole("/a", size).head.is_hit());
+        gate.open();
+    }
+}
