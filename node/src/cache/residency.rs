@@ -251,7 +251,7 @@ impl Residency {
                 self.store.remove(&body.object);
                 continue;
             }
-            latest = latest.max(head.asked.validated);
+            latest = latest.max(head.asked.validated).max(head.asked.vouched);
             // Nobody asked for it, so no invalidation can have overtaken it.
             let stored = Stored::new(key, head, body);
             if self.place(stored.clone(), None, &Mark::default()) == Insertion::Overtaken {
@@ -312,7 +312,7 @@ impl Residency {
         self.purges.doubts(stored.head.asked)
     }
 
-    /// What was validated before `stamp` is in doubt, until it is trusted.
+    /// What was vouched for before `stamp` is in doubt, until it is trusted.
     pub fn doubt(&self, stamp: Stamp) {
         self.changes.lock().doubt(&self.purges, stamp);
     }
