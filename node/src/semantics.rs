@@ -6,11 +6,15 @@
 pub mod asker;
 pub mod cache_control;
 pub mod cache_status;
+pub mod cmcd;
 pub mod conditional;
 pub mod freshness;
 pub mod hop;
 pub mod key;
+pub mod link;
+pub mod pattern;
 pub mod range;
+pub mod reference;
 pub mod tags;
 pub mod update;
 pub mod vary;

@@ -13,7 +13,7 @@ use http::header::{CONTENT_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue};
 
 /// One range as asked, before the length of the representation is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RangeSpec {
     /// From the first byte to before the second, or to the end; the second is greater.
     Span(u64, Option<u64>),
@@ -81,7 +81,8 @@ fn parse_value(value: &[u8], max_ranges: usize) -> Ranges {
     }
 }
 
-fn parse_spec(member: &[u8]) -> Option<RangeSpec> {
+/// `first-last`, `first-` or `-bytes`.
+pub(super) fn parse_spec(member: &[u8]) -> Option<RangeSpec> {
     let dash = memchr::memchr(b'-', member)?;
     let (first, last) = (&member[..dash], &member[dash + 1..]);
     if first.is_empty() {
