@@ -131,6 +131,7 @@ fn main() {
         clock: Arc::new(HybridClock::new()),
         sweeper: Arc::new(Notify::new()),
         recorder: Arc::default(),
+        prefetcher: Arc::default(),
         metrics: metrics.clone(),
         switches: Arc::default(),
     };

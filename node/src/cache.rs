@@ -18,6 +18,7 @@ pub mod fill;
 pub mod head;
 pub mod hold;
 pub mod inflight;
+pub mod prefetch;
 pub mod purge;
 pub mod record;
 pub mod residency;
@@ -36,6 +37,7 @@ use tokio::sync::Notify;
 use crate::block::BlockIndex;
 use crate::cache::fill::{Exchange, Fetcher, Led};
 use crate::cache::inflight::{FlightKey, Inflight, Kind, Outcome, Part};
+use crate::cache::prefetch::Prefetcher;
 use crate::cache::purge::{Purge, Purged, Selector};
 use crate::cache::record::{Record, Recorder};
 use crate::cache::residency::{Residency, Standing, Stored};
@@ -76,6 +78,8 @@ pub struct OriginRules {
     pub peer: peer::Mode,
     /// How long other nodes are waited for before the origin is asked.
     pub peer_timeout: Duration,
+    /// How what its answers name is fetched before it is asked for, if it is.
+    pub prefetch: Option<Arc<prefetch::Rules>>,
 }
 
 impl OriginRules {
@@ -100,6 +104,7 @@ pub struct Cache {
     /// Told when there may be something to sweep.
     pub sweeper: Arc<Notify>,
     pub recorder: Arc<Recorder>,
+    pub prefetcher: Arc<Prefetcher>,
     pub metrics: Arc<Metrics>,
     pub switches: Arc<Switches>,
 }
@@ -265,18 +270,7 @@ impl Cache {
             None => return miss(Forward::UriMiss, request, rules),
         };
         self.store.touch(&stored.body.object, now);
-        let freshness = &stored.head.freshness;
-        let decision = match self.residency.standing(&stored) {
-            Standing::Good => freshness.decide(request.headers, rules, now),
-            Standing::StaleSince(since) => {
-                let freshness = freshness.stale_since(since);
-                freshness.decide(request.headers, rules, now)
-            }
-            // RFC 9111 §5.2.1.7: what would have to be validated may not be used, and nobody may be asked.
-            Standing::Outdated if rules.only_if_cached(request.headers) => Decision::OnlyIfCached,
-            Standing::Outdated => Decision::Validate,
-        };
-        match decision {
+        match self.decide(&stored, request, now) {
             Decision::Fresh | Decision::StaleAllowed => {
                 if request.origin.record.counts_hits() {
                     self.recorder
@@ -287,6 +281,22 @@ impl Cache {
             Decision::StaleWhileRevalidate => Lookup::StaleWhileRevalidate(stored),
             Decision::Validate => Lookup::Stale(stored),
             Decision::OnlyIfCached => Lookup::Forbidden,
+        }
+    }
+
+    /// Whether it may be used, and how.
+    pub fn decide(&self, stored: &Stored, request: &Request<'_>, now: SystemTime) -> Decision {
+        let rules = &request.origin.caching;
+        let freshness = &stored.head.freshness;
+        match self.residency.standing(stored) {
+            Standing::Good => freshness.decide(request.headers, rules, now),
+            Standing::StaleSince(since) => {
+                let freshness = freshness.stale_since(since);
+                freshness.decide(request.headers, rules, now)
+            }
+            // RFC 9111 §5.2.1.7: what would have to be validated may not be used, and nobody may be asked.
+            Standing::Outdated if rules.only_if_cached(request.headers) => Decision::OnlyIfCached,
+            Standing::Outdated => Decision::Validate,
         }
     }
 

@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use caje_admin_api::Scope;
 
+pub use crate::cache::prefetch;
 pub use crate::cache::record::{Glob, Record};
 use crate::peer;
 pub use crate::peer::secret::Secret;
@@ -303,6 +304,8 @@ pub struct Origin {
     pub merge_gap_bytes: u64,
     /// What every node should hold of it.
     pub record: Record,
+    /// How what its answers name is fetched before it is asked for, if it is.
+    pub prefetch: Option<prefetch::Rules>,
     /// Whether other nodes are asked before it.
     pub peer: peer::Mode,
     /// How long other nodes are waited for before it is asked.

@@ -65,6 +65,9 @@ enum Command {
         /// Where the node is; Cache-Status shows it
         #[arg(long, value_name = "NAME")]
         region: Option<String>,
+        /// Fetch what `Link: rel=next` names before it is asked for
+        #[arg(long)]
+        prefetch: bool,
         /// Write no access log
         #[arg(long)]
         no_access_log: bool,
@@ -153,6 +156,7 @@ fn main() -> ExitCode {
             memory,
             name,
             region,
+            prefetch,
             no_access_log,
         } => {
             let overrides = Overrides {
@@ -160,6 +164,7 @@ fn main() -> ExitCode {
                 memory: memory.as_deref(),
                 name: name.as_deref(),
                 region: region.as_deref(),
+                prefetch,
                 no_access_log,
             };
             let config = Config::proxy(&listen, &origin, data_dir.as_deref())

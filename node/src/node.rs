@@ -33,6 +33,7 @@ use tokio::task::LocalSet;
 
 use crate::cache::fill::Fetcher;
 use crate::cache::inflight::Inflight;
+use crate::cache::prefetch::{Source, Tally};
 use crate::cache::purge::{NodePurged, Purged, Selector};
 use crate::cache::record::Record;
 use crate::cache::residency::Residency;
@@ -51,6 +52,7 @@ use crate::talk::Talk;
 use crate::tasks::Tasks;
 use crate::telemetry::{AccessLog, Metrics, NodeState, ReloadResult, diagnostics};
 use crate::workers::populate::{self, Orders};
+use crate::workers::prefetch;
 
 use keeper::Keeper;
 
@@ -92,7 +94,7 @@ pub struct Node {
     threads: Vec<JoinHandle<()>>,
     control: Option<JoinHandle<()>>,
     sweeper: Option<JoinHandle<()>>,
-    populator: Option<JoinHandle<()>>,
+    workers: Vec<JoinHandle<()>>,
     keeper: Keeper,
     peers: Arc<Peers>,
     tasks: Arc<AtomicUsize>,
@@ -232,6 +234,26 @@ impl Node {
         let keeper = Keeper::start(&settings.current.load(), own, &cache, peers.clone())
             .map_err(StartError::Thread)?;
         sample::sample_manifest(&metrics, keeper.clone(), cache.recorder.clone());
+        let until_drain = || {
+            let mut phases = phases.clone();
+            async move {
+                // An error means that the node has gone: the same.
+                let _ = phases.wait_for(|phase| *phase != Phase::Serve).await;
+            }
+        };
+        let prefetcher = {
+            let setup = prefetch::Setup {
+                cache: cache.clone(),
+                orders: ordered.clone(),
+                pseudonym: shared.identity.pseudonym.clone(),
+                cdn_id: shared.identity.cdn_id.clone(),
+                peers: peers.clone(),
+                clients: counters.clone(),
+                tasks: tasks.clone(),
+                uses_ring: uses_rings,
+            };
+            prefetch::start(setup, until_drain()).map_err(StartError::Thread)?
+        };
         let (populate, populator) = {
             let config = settings.current.load();
             let setup = populate::Setup {
@@ -247,12 +269,7 @@ impl Node {
                 tasks: tasks.clone(),
                 uses_ring: uses_rings,
             };
-            let mut phases = phases.clone();
-            let ended = async move {
-                // An error means that the node has gone: the same.
-                let _ = phases.wait_for(|phase| *phase != Phase::Serve).await;
-            };
-            populate::start(setup, ended).map_err(StartError::Thread)?
+            populate::start(setup, until_drain()).map_err(StartError::Thread)?
         };
         let control = Control {
             talk: talk.clone(),
@@ -322,7 +339,7 @@ impl Node {
             threads: running,
             control: Some(control),
             sweeper: Some(sweeper),
-            populator: Some(populator),
+            workers: vec![populator, prefetcher],
             keeper,
             peers,
             tasks,
@@ -341,6 +358,11 @@ impl Node {
 
     pub fn admin_address(&self) -> SocketAddr {
         self.admin_address
+    }
+
+    /// What became of what was prefetched because this named it.
+    pub fn prefetched(&self, source: Source) -> &Arc<Tally> {
+        self.cache.prefetcher.total(source)
     }
 
     pub fn metrics(&self) -> &Arc<Metrics> {
@@ -425,8 +447,7 @@ impl Node {
             }
             is_first
         });
-        let populator = self.populator.take();
-        for thread in self.threads.drain(..).chain(populator) {
+        for thread in self.threads.drain(..).chain(self.workers.drain(..)) {
             // A thread that panicked has said so; the others still have work to finish.
             let _ = thread.join();
         }
@@ -599,6 +620,7 @@ fn open_cache(config: &Config, metrics: &Arc<Metrics>) -> Result<Cache, StartErr
         clock: Arc::new(clock),
         sweeper: Arc::new(Notify::new()),
         recorder: Arc::default(),
+        prefetcher: Arc::default(),
         metrics: metrics.clone(),
         switches: Arc::default(),
     })
@@ -752,6 +774,7 @@ fn admin_as_origin(admin: SocketAddr, config: &Config, metrics: &Metrics) -> Ori
         record: Record::OFF,
         peer: peer::Mode::Off,
         peer_timeout: config.cluster.timeout,
+        prefetch: None,
     }
 }
 

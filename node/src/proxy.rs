@@ -44,6 +44,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 
 use crate::cache::fill::complete_head;
+use crate::cache::prefetch::{self, Hint};
 use crate::cache::purge::{NodePurged, Selector};
 use crate::cache::residency::Stored;
 use crate::cache::{self, Failure};
@@ -55,7 +56,7 @@ use crate::proxy::message::{Body, ClientBody, Interims, Report, Request, Respons
 use crate::semantics::hop::{self, Forwarded, MaxForwards};
 use crate::semantics::key::CacheKey;
 use crate::semantics::range::{self, RangeSpec, Ranges};
-use crate::semantics::{conditional, freshness, tags};
+use crate::semantics::{cmcd, conditional, freshness, tags};
 use crate::telemetry::{AccessLog, BadRequest, Metrics, TimeoutPhase};
 use crate::wire::{self, HeadError};
 
@@ -165,6 +166,9 @@ const PURGE: &str = "PURGE";
 /// Request fields that make a purge a soft one, with the value 1.
 const SOFT_PURGE: [&str; 2] = ["caje-soft-purge", "fastly-soft-purge"];
 
+/// Says that a request is nobody's yet (Fetch standard, section 2.2.4).
+const SEC_PURPOSE: &str = "sec-purpose";
+
 /// How often a request starts over because what was stored turned out to have changed.
 const MAX_ATTEMPTS: usize = 3;
 
@@ -241,7 +245,10 @@ impl Proxy {
             Lookup::Fresh(stored) => {
                 let how = self.how_hit(&stored);
                 match self.deliver_cached(request, origin, &ranges, stored, how, now) {
-                    Ok(response) => return Ok(response),
+                    Ok(response) => {
+                        self.foretell(request, origin, &response);
+                        return Ok(response);
+                    }
                     Err(stored) => Found::Fresh(stored, how),
                 }
             }
@@ -268,6 +275,7 @@ impl Proxy {
             Pending::Pass(route) | Pending::Purge(route) => route.origin.clone(),
             Pending::Peer(asked) => asked.question.route.origin.clone(),
         };
+        let is_client = !matches!(pending, Pending::Peer(_));
         let awaited = Awaited::new(self, &request, &origin);
         let response = match pending {
             Pending::Cacheable(question, found) => self.cached(*question, found).await,
@@ -276,7 +284,65 @@ impl Proxy {
             Pending::Peer(asked) => self.answer_peer(*asked).await,
         };
         awaited.end();
+        if is_client {
+            self.foretell(&request, &origin, &response);
+        }
         response
+    }
+
+    /// Tells the prefetcher of what an answer, or its request, names as the next.
+    #[inline]
+    fn foretell(&self, request: &Request, origin: &OriginRules, response: &Response) {
+        if let Some(rules) = &origin.prefetch {
+            self.foretell_by(rules, request, response);
+        }
+    }
+
+    #[inline(never)]
+    fn foretell_by(&self, rules: &prefetch::Rules, request: &Request, response: &Response) {
+        if request.method != Method::GET
+            || !matches!(
+                response.status,
+                StatusCode::OK | StatusCode::PARTIAL_CONTENT
+            )
+        {
+            return;
+        }
+        let stored = response.stored.as_deref();
+        if let Some(stored) = stored {
+            stored.body.used.note();
+        }
+        let said = stored.map_or(&response.headers, |stored| &stored.head.headers);
+        let (asked, target) = (&request.headers, &request.target);
+        // Nor do caches in front of one another go further the more there are.
+        if !prefetch::names_something(rules, asked, target, said) || asked.contains_key(SEC_PURPOSE)
+        {
+            return;
+        }
+        let used = stored.map(|stored| &stored.body.used);
+        // What a request names is its client's own; what an answer names is the same for all.
+        let is_due = rules.cmcd && cmcd::is_told(asked, target)
+            || used.is_none_or(|used| used.is_due(clock::now_secs()));
+        if !is_due {
+            return;
+        }
+        let Some(selecting) = stored.map_or_else(|| Some(HeaderMap::new()), prefetch::selecting)
+        else {
+            return;
+        };
+        let hint = || Hint {
+            scheme: request.client.scheme,
+            authority: request.authority.clone(),
+            target: target.clone(),
+            said: prefetch::said(said),
+            asked: prefetch::asked(asked),
+            selecting,
+        };
+        if !self.cache.shared.prefetcher.tell(hint)
+            && let Some(used) = used
+        {
+            used.is_due_again();
+        }
     }
 
     /// Requests that are answered here, whatever origin they are for.

@@ -24,7 +24,8 @@ pub use access_log::{AccessLog, Format, Record, Sink};
 pub use label::{
     BadRequest, CacheResult, DiskState, Dropped, FillFailure, IoEngine, Label, Labels,
     ManifestRole, NodeState, OriginId, OriginOutcome, PeerAnswer, PeerOutcome, Populated,
-    PurgeMode, PurgeSelector, PurgeWay, Recorded, Refused, ReloadResult, StaleReason, StatusClass,
-    StoreOperation, Tier, TimeoutPhase, Uncacheable, Validation, Version,
+    PrefetchSource, Prefetched, PurgeMode, PurgeSelector, PurgeWay, Recorded, Refused,
+    ReloadResult, StaleReason, StatusClass, StoreOperation, Tier, TimeoutPhase, Uncacheable,
+    Validation, Version,
 };
 pub use metrics::{Counter, Gauge, Held, Histogram, Metrics, Sampled};

@@ -20,6 +20,7 @@ mod operations;
 mod origins;
 mod peers;
 mod populate;
+mod prefetch;
 mod proxying;
 mod purge;
 mod ranges;

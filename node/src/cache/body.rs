@@ -32,6 +32,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::block::{BlockIndex, BlockSize};
 use crate::cache::fill::Refill;
+use crate::cache::prefetch::Use;
 use crate::clock;
 use crate::store::{BlockReader, GrowingBlock, Hold, Object, Store};
 
@@ -98,6 +99,7 @@ pub struct Body {
     pub object: Arc<Object>,
     /// A strong validator stands in the head, so bytes of a later exchange may join those held.
     pub joinable: bool,
+    pub used: Use,
     /// A [`RangeSupport`].
     ranges: AtomicU8,
     fills: Mutex<Vec<Arc<Fill>>>,
@@ -129,6 +131,7 @@ impl Body {
         Arc::new(Body {
             object,
             joinable,
+            used: Use::default(),
             ranges: AtomicU8::new(RangeSupport::Unknown as u8),
             fills: Mutex::new(Vec::new()),
         })

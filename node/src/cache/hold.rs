@@ -30,6 +30,7 @@ use crate::cache::{
 };
 use crate::clock;
 use crate::origin::Frame;
+use crate::semantics::freshness::Decision;
 
 /// How often one call begins anew because the representation has changed on the way.
 const MAX_ATTEMPTS: usize = 3;
@@ -42,6 +43,15 @@ const MAX_DRAINED: u64 = 64 << 10;
 
 /// Bytes that may be spent at once after a rest: this much time's worth.
 const BURST: Duration = Duration::from_millis(100);
+
+/// What of what is here already will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suffices {
+    /// Stale or not.
+    Any,
+    /// What a client could be given without asking the origin.
+    Fresh,
+}
 
 /// A body that is whole in the store.
 pub struct Whole {
@@ -170,7 +180,8 @@ impl Pace {
 }
 
 impl LocalCache {
-    /// Has the whole of what these request fields select in the store, by asking for what is missing of it. Dropping
+    /// Has the whole of what these request fields select in the store, by asking for what is missing of it, and, where
+    /// that is wanted, whether what is stale may still be used. Dropping
     /// the future lets a fill that has begun go on.
     ///
     /// # Errors
@@ -180,14 +191,19 @@ impl LocalCache {
         request: &Request<'_>,
         upstream: &UpstreamFields<'_>,
         pace: &Rc<Pace>,
+        suffices: Suffices,
     ) -> Result<Whole, Shortfall> {
         let mut brought = 0;
+        let is_wanted = |stored: &Stored| {
+            suffices == Suffices::Any
+                || self.shared.decide(stored, request, clock::now()) == Decision::Fresh
+        };
         for _ in 0..MAX_ATTEMPTS {
             let found = self.shared.residency.select(request.key, request.headers);
             let stored = match found.flatten() {
-                Some(stored) => stored,
-                None => {
-                    let stored = self.bring(request, upstream, pace).await?;
+                Some(stored) if is_wanted(&stored) => stored,
+                stale => {
+                    let stored = self.bring(request, stale, upstream, pace).await?;
                     brought += stored.body.object.present_bytes();
                     stored
                 }
@@ -204,10 +220,11 @@ impl LocalCache {
         Err(Shortfall::Again)
     }
 
-    /// Asks for what is not here at all, or waits for somebody who does. What is returned may still be arriving.
+    /// Asks for what is not here at all or is stale, or waits for somebody who does. What is returned may still be arriving.
     async fn bring(
         &self,
         request: &Request<'_>,
+        stale: Option<Arc<Stored>>,
         upstream: &UpstreamFields<'_>,
         pace: &Rc<Pace>,
     ) -> Result<Arc<Stored>, Shortfall> {
@@ -217,7 +234,7 @@ impl LocalCache {
                 match self
                     .shared
                     .inflight
-                    .take_part(self.flight_key(request, None))
+                    .take_part(self.flight_key(request, stale.as_deref()))
                 {
                     Part::Lead(leading) => {
                         if let Lookup::Fresh(stored) = self.shared.lookup(request, clock::now()) {
@@ -245,7 +262,7 @@ impl LocalCache {
             }
         }
         let lead = lead.unwrap_or_else(|| self.shared.inflight.alone(*request.key.hash()));
-        let exchange = Exchange::new(request, None, upstream, lead);
+        let exchange = Exchange::new(request, stale, upstream, lead);
         let (exchange, ended) = exchange.held(pace.clone());
         match self.fetcher.lead(exchange).await {
             Led::Stored { stored, .. } => match ended.await {
@@ -253,7 +270,12 @@ impl LocalCache {
                 // Or another fill brings it.
                 Ok(Ok(())) | Err(_) => Ok(stored),
             },
-            Led::Validated(stored) | Led::Stale { stored, .. } => Ok(stored),
+            Led::Validated(stored) => Ok(stored),
+            // The origin did not say that it may be used.
+            Led::Stale { status, .. } => Err(match status {
+                Some(status) => Shortfall::Status(status.as_u16()),
+                None => Shortfall::Connect,
+            }),
             // Purged while it was asked for.
             Led::Passed {
                 detail: Some(fill::OVERTAKEN),

@@ -12,7 +12,7 @@ use crate::origin::{self, Tls, TlsError, TlsOptions};
 use crate::peer;
 use crate::store::{self, IoMode};
 use crate::telemetry::{Format, Metrics, Sink};
-use crate::workers::{limits, populate};
+use crate::workers::{limits, populate, prefetch};
 use crate::{proxy, wire};
 
 /// Descriptors of a node before its first client: standard streams, the store's lock and index, the
@@ -89,6 +89,7 @@ impl Config {
                 merge_gap: origin.merge_gap_bytes,
                 linger: self.limits.linger,
                 record: origin.record.clone(),
+                prefetch: origin.prefetch.clone().map(Arc::new),
                 peer: origin.peer,
                 peer_timeout: origin.peer_timeout,
                 host: match &origin.host_header {
@@ -122,7 +123,7 @@ impl Config {
     /// Connections to other nodes, of each thread that asks for bodies, and as many for what they say to one another.
     fn peer_descriptors(&self) -> u64 {
         match self.cluster.secret {
-            Some(_) => (self.node.threads.get() as u64 + 2) * peer::MAX_CONNECTIONS as u64,
+            Some(_) => (self.node.threads.get() as u64 + 3) * peer::MAX_CONNECTIONS as u64,
             None => 0,
         }
     }
@@ -133,6 +134,7 @@ impl Config {
         let listeners = self.node.listen.len() as u64;
         FIXED_DESCRIPTORS
             + self.populate.max_in_flight as u64
+            + prefetch::MAX_IN_FLIGHT as u64
             + self.peer_descriptors()
             + threads * (THREAD_DESCRIPTORS + listeners)
             + self

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use toml::de::DeValue;
 
 use super::network::{Address, BadAddress};
-use super::{AccessFormat, Config, Environment, schema, value};
+use super::{AccessFormat, Config, Environment, prefetch, schema, value};
 
 /// Settings given on a command line; what is `None` stays as it is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,6 +20,8 @@ pub struct Overrides<'a> {
     pub name: Option<&'a str>,
     /// `node.region`
     pub region: Option<&'a str>,
+    /// `[origin.prefetch]`, with its defaults
+    pub prefetch: bool,
     /// `log.access = "off"`
     pub no_access_log: bool,
 }
@@ -42,6 +44,11 @@ impl Config {
         }
         if let Some(region) = overrides.region {
             self.node.region = Some(read("region", region, value::name)?);
+        }
+        if overrides.prefetch {
+            for origin in &mut self.origins {
+                origin.prefetch = Some(prefetch::Rules::default());
+            }
         }
         if overrides.no_access_log {
             self.log.access = AccessFormat::Off;
@@ -155,6 +162,7 @@ mod tests {
             memory: Some("64MiB"),
             name: Some("edge-1"),
             region: Some("lhr"),
+            prefetch: true,
             no_access_log: true,
         };
         let before = proxy();

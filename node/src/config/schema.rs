@@ -13,6 +13,7 @@ use super::*;
 use crate::origin::{Tls, TlsOptions};
 use crate::peer;
 use crate::peer::secret::MIN_SECRET;
+use crate::semantics::reference::Allowed;
 use crate::telemetry::diagnostics;
 
 const MS: Duration = Duration::from_millis(1);
@@ -465,6 +466,74 @@ fn attempt_limits(value: &DeValue) -> Read<AttemptLimits> {
     Ok(limits)
 }
 
+/// `[origin.prefetch]`: a table, or `true` for all defaults.
+fn prefetch(value: &DeValue) -> Read<Option<prefetch::Rules>> {
+    let Some(table) = value.as_table() else {
+        return value::boolean(value).map(|is_on| is_on.then(prefetch::Rules::default));
+    };
+    let mut rules = prefetch::Rules::default();
+    for (key, value) in table {
+        let value = value.get_ref();
+        let key: &str = key.get_ref();
+        let of_key = |wrong: Wrong| Wrong::new(format!("`{key}`: {}", wrong.reason));
+        let texts = || -> Read<Vec<&str>> {
+            let DeValue::Array(items) = value else {
+                return Err(Wrong::new(format!("`{key}` is a list of texts")));
+            };
+            let texts = items.iter().map(|item| value::text(item.get_ref()));
+            texts.collect::<Read<_>>().map_err(of_key)
+        };
+        match key {
+            "links" => {
+                rules.links = texts()?
+                    .into_iter()
+                    .map(
+                        |relation| match relation.contains(|c: char| c.is_ascii_whitespace()) {
+                            false if !relation.is_empty() => Ok(relation.into()),
+                            _ => Err(Wrong::new("`links` has one relation type in each text")),
+                        },
+                    )
+                    .collect::<Read<_>>()?;
+            }
+            "cmcd" => rules.cmcd = value::boolean(value).map_err(of_key)?,
+            "cmsd" => rules.cmsd = value::boolean(value).map_err(of_key)?,
+            "query" => {
+                const QUERIES: [(&str, prefetch::Query); 3] = [
+                    ("skip", prefetch::Query::Skip),
+                    ("keep", prefetch::Query::Keep),
+                    ("copy", prefetch::Query::Copy),
+                ];
+                rules.query = value::one_of(&QUERIES)(value).map_err(of_key)?;
+            }
+            "depth" => rules.depth = value::count(1, 8)(value).map_err(of_key)? as u8,
+            "prefix" => rules.confinement.prefix = Some(path_prefix(value).map_err(of_key)?.into()),
+            "hosts" => {
+                let allowed = texts()?.into_iter().map(|text| {
+                    Allowed::parse(text).map_err(|refusal| {
+                        let wrong = Wrong::new(format!("`{text}` is no host: {refusal}"));
+                        wrong.hint("write `host`, `host:port`, `*.host`, or `https://host/prefix`")
+                    })
+                });
+                rules.confinement.allowed = allowed.collect::<Read<_>>()?;
+            }
+            "max_in_flight" => {
+                rules.max_in_flight = value::count(1, 64)(value).map_err(of_key)? as usize;
+            }
+            "max_rate" => {
+                let rate = value::size_within(0, TIB)(value).map_err(of_key)?;
+                rules.max_rate = (rate > 0).then_some(rate);
+            }
+            "max_waste" => rules.max_waste = value::count(0, 100)(value).map_err(of_key)? as u8,
+            _ => {
+                let known = "links, cmcd, cmsd, query, depth, prefix, hosts, max_in_flight, max_rate, max_waste";
+                let wrong = Wrong::new(format!("there is no `{key}` in a rule for prefetching"));
+                return Err(wrong.hint(format!("there are {known}")));
+            }
+        }
+    }
+    Ok(Some(rules))
+}
+
 fn record(value: &DeValue) -> Read<Record> {
     const FORMS: &str =
         "write \"off\", \"all\", or { min_hits = 2, min_bytes = 0, paths = [\"/**\"] }";
@@ -653,6 +722,7 @@ fn origin(section: &Section) -> Origin {
         read_ahead_bytes: section.or("read_ahead", value::size_within(0, GIB), 0),
         merge_gap_bytes: section.or("merge_gap", value::size_within(0, GIB), 256 * KIB),
         record: section.or("record", record, Record::default()),
+        prefetch: section.get("prefetch", prefetch).flatten(),
         peer: section.or(
             "peer",
             value::one_of(&[

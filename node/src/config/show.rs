@@ -7,7 +7,7 @@ use toml::{Table, Value};
 use super::value::show_size;
 use super::{
     AccessFormat, Admin, Cluster, Config, Engine, Glob, HostHeader, Http2, Io, Limits, Log,
-    Manifest, Node, Origin, Populate, Record, Scheme, Store,
+    Manifest, Node, Origin, Populate, Record, Scheme, Store, prefetch,
 };
 use crate::peer::Mode;
 
@@ -184,6 +184,29 @@ fn of_populate(populate: &Populate) -> Table {
     ])
 }
 
+fn of_prefetch(rules: &prefetch::Rules) -> Value {
+    let confinement = &rules.confinement;
+    Value::Table(table([
+        ("links", texts(&rules.links)),
+        ("cmcd", switch(rules.cmcd)),
+        ("cmsd", switch(rules.cmsd)),
+        (
+            "query",
+            text(match rules.query {
+                prefetch::Query::Skip => "skip",
+                prefetch::Query::Keep => "keep",
+                prefetch::Query::Copy => "copy",
+            }),
+        ),
+        ("depth", Some(Value::Integer(rules.depth.into()))),
+        ("prefix", confinement.prefix.as_ref().and_then(text)),
+        ("hosts", texts(&confinement.allowed)),
+        ("max_in_flight", number(rules.max_in_flight)),
+        ("max_rate", size(rules.max_rate.unwrap_or(0))),
+        ("max_waste", Some(Value::Integer(rules.max_waste.into()))),
+    ]))
+}
+
 fn of_record(record: &Record) -> Option<Value> {
     let Some(hits) = record.min_hits else {
         return text("off");
@@ -295,6 +318,7 @@ fn of_origin(origin: &Origin) -> Table {
         ("read_ahead", size(origin.read_ahead_bytes)),
         ("merge_gap", size(origin.merge_gap_bytes)),
         ("record", of_record(&origin.record)),
+        ("prefetch", origin.prefetch.as_ref().map(of_prefetch)),
         (
             "peer",
             text(match origin.peer {

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::keeper::Keeper;
 use crate::cache::Cache;
+use crate::cache::prefetch;
 use crate::cache::record::Recorder;
 use crate::cluster::Role;
 use crate::origin;
 use crate::store::{DiskHealth, Store};
 use crate::telemetry::{
-    DiskState, IoEngine, ManifestRole, Metrics, NodeState, StoreOperation, Tier,
+    DiskState, IoEngine, ManifestRole, Metrics, NodeState, PrefetchSource, StoreOperation, Tier,
 };
 
 /// Copies what others count into the metrics, whenever they are asked for.
@@ -22,6 +23,7 @@ pub(super) fn sample(
     stage: impl Fn() -> NodeState + Send + Sync + 'static,
 ) {
     let (store, origins, tasks) = (cache.store.clone(), origins.clone(), tasks.clone());
+    let prefetcher = cache.prefetcher.clone();
     metrics.on_scrape(move |metrics| {
         sample_store(metrics, &store);
         let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
@@ -39,9 +41,22 @@ pub(super) fn sample(
             |gauge: &std::sync::atomic::AtomicI64| gauge.load(Ordering::Relaxed).max(0) as u64;
         metrics.origin_connections.set((), gauge(&origins.open));
         metrics.origin_waiting.set((), gauge(&origins.waiting));
+        for source in prefetch::Source::ALL {
+            let (total, label) = (prefetcher.total(source), label(source));
+            metrics.prefetch_used.set(label, total.used());
+            metrics.prefetch_wasted.set(label, total.wasted());
+        }
         metrics.tasks.set((), tasks.load(Ordering::Relaxed) as u64);
         metrics.node_state.set_only(stage());
     });
+}
+
+fn label(source: prefetch::Source) -> PrefetchSource {
+    match source {
+        prefetch::Source::Link => PrefetchSource::Link,
+        prefetch::Source::Cmcd => PrefetchSource::Cmcd,
+        prefetch::Source::Cmsd => PrefetchSource::Cmsd,
+    }
 }
 
 fn sample_store(metrics: &Metrics, store: &Store) {

@@ -20,8 +20,8 @@ pub const MAX_OBJECTS: usize = 16;
 /// Longest dictionary that is read, in bytes, as it stands in a field line or, decoded, in a query.
 pub const MAX_BYTES: usize = 8 << 10;
 
-/// The keys belong into the first; players are free to send them in another.
-const CMCD: [HeaderName; 4] = [
+/// The fields of a request. The keys belong into the first; players are free to send them in another.
+pub const FIELDS: [HeaderName; 4] = [
     HeaderName::from_static("cmcd-request"),
     HeaderName::from_static("cmcd-object"),
     HeaderName::from_static("cmcd-status"),
@@ -45,7 +45,7 @@ pub struct NextObject {
 /// What a request says will be asked for next, by its fields and its `target` (path and query).
 pub fn next_objects(request: &HeaderMap, target: &[u8]) -> Vec<NextObject> {
     let mut keys = Keys::default();
-    for name in &CMCD {
+    for name in &FIELDS {
         for line in request.get_all(name) {
             keys.read(line.as_bytes());
         }
@@ -61,6 +61,14 @@ pub fn next_objects(request: &HeaderMap, target: &[u8]) -> Vec<NextObject> {
         }
     }
     keys.objects()
+}
+
+/// Whether a request says anything about itself.
+pub fn is_told(request: &HeaderMap, target: &[u8]) -> bool {
+    FIELDS.iter().any(|name| request.contains_key(name))
+        || query(target)
+            .split(|&byte| byte == b'&')
+            .any(|parameter| value_of_cmcd(parameter).is_some())
 }
 
 /// What a response says will be asked for next (CTA-5006, `CMSD-Static`).

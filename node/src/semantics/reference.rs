@@ -131,6 +131,22 @@ enum Host {
     Below(Box<str>),
 }
 
+impl fmt::Display for Allowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(scheme) = self.scheme {
+            write!(f, "{scheme}://")?;
+        }
+        match &self.host {
+            Host::Exact(name) => f.write_str(name)?,
+            Host::Below(suffix) => write!(f, "*{suffix}")?,
+        }
+        if let Some(port) = self.port {
+            write!(f, ":{port}")?;
+        }
+        f.write_str(&self.prefix)
+    }
+}
+
 impl Allowed {
     /// `[http[s]://]host[:port][/prefix]`; the host may be `*.example.com`, which does not cover
     /// `example.com` itself.

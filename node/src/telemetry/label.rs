@@ -278,6 +278,35 @@ impl From<u16> for Populated {
 }
 
 label! {
+    /// What became of something that an answer, or a request, names as the next.
+    Prefetched "outcome" {
+        /// It is whole here, and fresh.
+        Whole "whole",
+        /// It was so before.
+        Present "present",
+        UnderWay "under_way",
+        Failed "failed",
+        /// It has failed lately.
+        Resting "resting",
+        /// By its rules or by its form, or no origin answers for it.
+        Refused "refused",
+        /// Too much was going on.
+        Dropped "dropped",
+        /// Its rule wastes too much.
+        Throttled "throttled",
+    }
+}
+
+label! {
+    /// Who names what is prefetched.
+    PrefetchSource "source" {
+        Link "link",
+        Cmcd "cmcd",
+        Cmsd "cmsd",
+    }
+}
+
+label! {
     /// What a purge selects.
     PurgeSelector "selector" {
         Url "url",

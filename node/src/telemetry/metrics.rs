@@ -97,6 +97,12 @@ pub struct Metrics {
     pub populate_waiting: Sampled<()>,
     pub populate_walks: Counter<()>,
 
+    pub prefetches: Counter<Prefetched>,
+    pub prefetch_bytes: Counter<()>,
+    pub prefetch_in_flight: Gauge<()>,
+    pub prefetch_used: Sampled<PrefetchSource>,
+    pub prefetch_wasted: Sampled<PrefetchSource>,
+
     pub tasks: Sampled<()>,
     pub node_state: Sampled<NodeState>,
     pub config_reloads: Counter<ReloadResult>,
@@ -198,6 +204,11 @@ impl Metrics {
             populate_blocked: table.sampled_gauge("caje_populate_blocked", "Resources that this disk lacks and populate leaves alone, by the reason."),
             populate_waiting: table.sampled_gauge("caje_populate_waiting", "Resources that failed and are tried again after a pause."),
             populate_walks: table.counter("caje_populate_walks_total", "Times that populate has looked through what the manifest has and this disk lacks."),
+            prefetches: table.counter("caje_prefetches_total", "What answers and requests name as the next, by what came of it."),
+            prefetch_bytes: table.counter("caje_prefetch_bytes_total", "Bytes of bodies that prefetch has brought."),
+            prefetch_in_flight: table.gauge("caje_prefetch_in_flight", "Resources that prefetch fetches now."),
+            prefetch_used: table.sampled_counter("caje_prefetch_used_total", "Prefetched bodies that a client has had, by who named them."),
+            prefetch_wasted: table.sampled_counter("caje_prefetch_wasted_total", "Prefetched bodies that went before a client had them, by who named them."),
 
             tasks: table.sampled_gauge("caje_tasks", "Tasks alive now that outlive the request which began them."),
             node_state: table.sampled_gauge("caje_node_state", "1 for what the node is doing: starting, serving or draining."),

@@ -30,29 +30,25 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use http::header::{self, HeaderMap, HeaderValue};
-use http::{Method, Version};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::LocalSet;
 
 use crate::cache::fill::Fetcher;
 use crate::cache::head::variant_number;
-use crate::cache::hold::{Pace, Shortfall};
-use crate::cache::{Cache, LocalCache, OriginRules, Request, UpstreamFields, Wanted};
+use crate::cache::hold::{Pace, Shortfall, Suffices};
+use crate::cache::{Cache, LocalCache, OriginRules};
 use crate::clock;
 use crate::manifest::{Cursor, Filter, Manifest};
 use crate::origin::{self, OriginPool};
 use crate::peer::{MAX_CONNECTIONS, Peers};
-use crate::semantics::hop;
-use crate::store::{self, be_gentle};
 use crate::tasks::Tasks;
 use crate::telemetry::{Label, Populated};
 use crate::workers::limits::{self, Backoff, Limits, Verdict};
+use crate::workers::{self, Asker};
 use attempts::Digest;
-use plan::{Action, Found, Item, Question, Snapshot, millis, plan};
+use plan::{Action, Found, Item, Snapshot, millis, plan};
 use run::Runs;
 use walk::{Ask, PAGE, Page, Walker};
 
@@ -195,30 +191,11 @@ pub fn start(
     let (commands, received) = mpsc::channel(MAX_COMMANDS);
     let (tell, told) = watch::channel(Arc::default());
     let (walker, walking) = Walker::start(setup.cache.store.clone(), setup.book.clone())?;
-    let thread = thread::Builder::new()
-        .name("populate".into())
-        .spawn(move || {
-            be_gentle();
-            if setup.uses_ring {
-                tokio_uring::start(async move {
-                    let _ring = store::attach_ring();
-                    Worker::new(setup, walker, tell).run(received, ended).await;
-                });
-            } else {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build();
-                match runtime {
-                    Ok(runtime) => LocalSet::new().block_on(
-                        &runtime,
-                        Worker::new(setup, walker, tell).run(received, ended),
-                    ),
-                    Err(error) => tracing::error!(%error, "nothing is populated"),
-                }
-            }
-            // It ends with the walker; it panics only where a bug does, which was told of.
-            let _ = walking.join();
-        })?;
+    let thread = workers::start("populate", setup.uses_ring, move || async move {
+        Worker::new(setup, walker, tell).run(received, ended).await;
+        // It ends with the walker; it panics only where a bug does, which was told of.
+        let _ = walking.join();
+    })?;
     Ok((Populate { commands, told }, thread))
 }
 
@@ -838,51 +815,21 @@ async fn fetch(
     cdn_id: &str,
     pace: &Rc<Pace>,
 ) -> Result<u64, Shortfall> {
-    let Question {
-        key,
-        authority,
-        target,
-        fields,
-    } = &item.question;
-    let request = Request {
-        key,
-        method: &Method::GET,
-        authority,
-        target,
-        headers: fields,
-        wanted: Wanted::All,
-        origin,
+    let asker = Asker {
+        cdn_id,
+        agent: concat!("caje/", env!("CARGO_PKG_VERSION"), " (populate)"),
+        also: None,
     };
-    let make = || upstream_fields(&item.question, &cache.fetcher.pseudonym, cdn_id);
-    let upstream = UpstreamFields {
-        make: &make,
-        interim: None,
-    };
-    let whole = cache.hold(&request, &upstream, pace).await?;
+    let whole = item
+        .question
+        .hold(cache, origin, asker, pace, Suffices::Any)
+        .await?;
     let head = &whole.stored.head;
     // What is stored under another name leaves this one lacking, however often it is fetched.
     match variant_number(&head.vary, &head.variant) == item.variant {
         true => Ok(whole.brought),
         false => Err(Shortfall::Uncacheable),
     }
-}
-
-/// The request's fields as they leave this node: nobody's but its own stand behind it.
-fn upstream_fields(question: &Question, pseudonym: &str, cdn_id: &str) -> HeaderMap {
-    let mut headers = question.fields.clone();
-    hop::strip_hop_by_hop(&mut headers);
-    if !headers.contains_key(header::USER_AGENT) {
-        let agent = concat!("caje/", env!("CARGO_PKG_VERSION"), " (populate)");
-        headers.insert(header::USER_AGENT, HeaderValue::from_static(agent));
-    }
-    let scheme = HeaderValue::from_static(question.key.scheme().as_str());
-    headers.insert("x-forwarded-proto", scheme);
-    if let Ok(authority) = HeaderValue::from_str(&question.authority) {
-        headers.insert("x-forwarded-host", authority);
-    }
-    hop::append_via(&mut headers, Version::HTTP_11, pseudonym);
-    hop::append_cdn_loop(&mut headers, cdn_id);
-    headers
 }
 
 fn counted_as(shortfall: Shortfall) -> Populated {

@@ -3,7 +3,6 @@
 //! Rows are hints of others. What is asked for is what the key says, at an origin of these settings; the fields are
 //! those that select the variant, and never those that belong to one user or frame a message.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use crate::cache::residency::Residency;
 use crate::manifest::{Covered, Resource, ResourceId};
 use crate::semantics::key::{CacheKey, normalize_authority};
 use crate::workers::limits::{Attempts, Verdict};
+use crate::workers::{Question, host_of, may_select};
 
 /// What is lacking, and what is known of it.
 pub struct Found {
@@ -61,15 +61,6 @@ pub struct Item {
     pub size: u64,
     /// Those that count still.
     pub attempts: Attempts,
-}
-
-/// What to ask for.
-pub struct Question {
-    pub key: CacheKey,
-    pub authority: Arc<str>,
-    pub target: Bytes,
-    /// Those that the variant is selected by.
-    pub fields: HeaderMap,
 }
 
 /// How long what found no room rests.
@@ -211,44 +202,6 @@ pub fn is_here(residency: &Residency, id: &ResourceId, variant: i64) -> bool {
             && !residency.is_gone(stored)
             && variant_number(&stored.head.vary, &stored.head.variant) == variant
     })
-}
-
-/// Whether a request may have this field because a row says so: not what belongs to one user, asks for less than the
-/// whole, frames the message, or is the node's own to say.
-fn may_select(name: &str) -> bool {
-    const REFUSED: [&str; 22] = [
-        "authorization",
-        "cdn-loop",
-        "connection",
-        "content-length",
-        "content-type",
-        "cookie",
-        "cookie2",
-        "expect",
-        "forwarded",
-        "host",
-        "http2-settings",
-        "keep-alive",
-        "max-forwards",
-        "proxy-authorization",
-        "proxy-connection",
-        "range",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "via",
-        "x-real-ip",
-    ];
-    let starts = ["if-", "x-forwarded-", "caje-"];
-    !REFUSED.contains(&name) && !starts.iter().any(|start| name.starts_with(start))
-}
-
-fn host_of(authority: &str) -> &str {
-    match authority.rfind([':', ']']) {
-        Some(at) if authority.as_bytes()[at] == b':' => &authority[..at],
-        _ => authority,
-    }
 }
 
 #[cfg(test)]
