@@ -27,6 +27,7 @@ pub mod origin;
 pub mod store;
 
 pub mod cluster;
+pub mod media;
 
 pub mod block;
 pub mod clock;

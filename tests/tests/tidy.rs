@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["cache"],
     &["peer"],
     &["manifest", "store", "origin"],
-    &["cluster"],
+    &["cluster", "media"],
     &["semantics", "block", "wire", "telemetry", "clock", "tasks"],
 ];
 

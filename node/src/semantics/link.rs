@@ -207,14 +207,25 @@ fn unquoted(value: &[u8]) -> Cow<'_, [u8]> {
 /// What follows the next comma outside of quotes and brackets; behind one that never ends, the next comma.
 fn behind_comma(list: &[u8]) -> &[u8] {
     let mut at = 0;
+    // Where one does not end, those behind it are not looked at: that would take quadratic time.
+    let (mut quotes_end, mut brackets_end) = (true, true);
     while let Some(&byte) = list.get(at) {
-        let closed = match byte {
-            b',' => return &list[at + 1..],
-            b'"' => quoted_length(&list[at..]),
-            b'<' => memchr::memchr(b'>', &list[at..]).map(|end| end + 1),
-            _ => Some(1),
+        let rest = &list[at..];
+        let length = match byte {
+            b',' => return &rest[1..],
+            b'"' if quotes_end => {
+                let length = quoted_length(rest);
+                quotes_end = length.is_some();
+                length
+            }
+            b'<' if brackets_end => {
+                let end = memchr::memchr(b'>', rest);
+                brackets_end = end.is_some();
+                end.map(|end| end + 1)
+            }
+            _ => None,
         };
-        at += closed.unwrap_or(1);
+        at += length.unwrap_or(1);
     }
     &[]
 }

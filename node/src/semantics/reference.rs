@@ -193,44 +193,43 @@ pub struct Confinement {
     pub prefix: Option<Box<str>>,
     /// Beside the base's own origin.
     pub allowed: Box<[Allowed]>,
-    /// Something in front of this node terminates TLS: the base's own host under the other scheme is the
-    /// base's own origin.
+    /// Something in front of this node terminates TLS: the base's own host under the other scheme, both on
+    /// their default ports or on the same one, is the base's own origin.
     pub either_scheme: bool,
 }
 
 impl Confinement {
     /// What a request for `reference`, found at `base`, would ask for.
     pub fn resolve(&self, base: &Target, reference: &[u8]) -> Result<Target, Refusal> {
-        let mut target = resolve(base, reference)?;
-        if self.either_scheme && target.scheme != base.scheme && is_same_host(base, &target) {
-            target.scheme = base.scheme;
-            target.authority = base.authority.clone();
+        self.admit(base, resolve(base, reference)?)
+    }
+
+    /// `target`, if something that belongs to `home` may lead there. A list may put a base of its own between
+    /// the two; that decides nothing.
+    pub fn admit(&self, home: &Target, mut target: Target) -> Result<Target, Refusal> {
+        if self.either_scheme && target.authority == home.authority {
+            target.scheme = home.scheme;
         }
         let mut refusal = Refusal::Origin;
-        if target.scheme == base.scheme && target.authority == base.authority {
+        if target.scheme == home.scheme && target.authority == home.authority {
             let prefix = self.prefix.as_deref().unwrap_or("/");
             if is_below(&target.path, prefix) {
                 return Ok(target);
             }
             refusal = Refusal::Prefix;
         }
-        for allowed in self
-            .allowed
-            .iter()
-            .filter(|allowed| allowed.covers(&target))
+        let mut covering = self.allowed.iter().filter(|part| part.covers(&target));
+        if covering
+            .clone()
+            .any(|part| is_below(&target.path, &part.prefix))
         {
-            if is_below(&target.path, &allowed.prefix) {
-                return Ok(target);
-            }
-            refusal = Refusal::Prefix;
+            return Ok(target);
         }
-        Err(refusal)
+        match covering.next() {
+            Some(_) => Err(Refusal::Prefix),
+            None => Err(refusal),
+        }
     }
-}
-
-/// Both on the default ports of their schemes, or on the same one.
-fn is_same_host(base: &Target, target: &Target) -> bool {
-    base.authority == target.authority
 }
 
 /// The target of a reference, wherever it leads (RFC 3986 §5.2). Escapes are kept as they were written,
@@ -881,6 +880,43 @@ mod tests {
                 resolved(base, reference).as_deref(),
                 expected.as_ref().copied(),
                 "{reference}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_base_of_another_origin_makes_nothing_allowed() {
+        let confinement = Confinement {
+            allowed: [Allowed::parse("http://cdn.example/vod/").unwrap()].into(),
+            ..Confinement::default()
+        };
+        for (between, reference, expected) in [
+            (
+                "http://cdn.example/vod/x/",
+                "seg.ts",
+                Ok("http://cdn.example/vod/x/seg.ts"),
+            ),
+            (
+                "http://cdn.example/vod/x/",
+                "../../secret",
+                Err(Refusal::Prefix),
+            ),
+            ("http://evil.example/", "seg.ts", Err(Refusal::Origin)),
+            (
+                "http://evil.example/",
+                "//a.example/x",
+                Ok("http://a.example/x"),
+            ),
+        ] {
+            let between = Target::parse(between.as_bytes()).unwrap();
+            let target = resolve(&between, reference.as_bytes()).unwrap();
+            let admitted = confinement
+                .admit(&base(), target)
+                .map(|target| target.to_string());
+            assert_eq!(
+                admitted.as_deref(),
+                expected.as_ref().copied(),
+                "{between} {reference}"
             );
         }
     }
