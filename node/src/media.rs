@@ -28,6 +28,12 @@ use crate::semantics::reference::{self, Confinement, Refusal, Target};
 /// Refusals that are told, at most; all are counted.
 pub const MAX_REFUSED: usize = 100;
 
+/// Work for each byte that a list may have: this many bytes of references are resolved.
+const WORK_PER_BYTE: usize = 4;
+
+/// What resolving a reference costs beside its bytes and those of its base.
+const WORK_PER_REFERENCE: usize = 64;
+
 /// What a refused reference is shown by, at most, in bytes.
 const MAX_SHOWN_BYTES: usize = 200;
 
@@ -233,11 +239,14 @@ struct Collector<'a> {
     reading: Reading<'a>,
     expansion: Expansion,
     seen: HashSet<(Target, Option<RangeSpec>)>,
+    /// Bytes of references that may still be resolved: many may be refused, or name the same.
+    work: usize,
 }
 
 impl<'a> Collector<'a> {
     fn new(reading: Reading<'a>) -> Collector<'a> {
         Collector {
+            work: reading.limits.max_bytes.saturating_mul(WORK_PER_BYTE),
             reading,
             expansion: Expansion::default(),
             seen: HashSet::new(),
@@ -245,7 +254,14 @@ impl<'a> Collector<'a> {
     }
 
     fn is_full(&self) -> bool {
-        self.expansion.items.len() >= self.reading.limits.max_items
+        self.work == 0 || self.expansion.items.len() >= self.reading.limits.max_items
+    }
+
+    /// Whether there is so much work left to be done.
+    fn charge(&mut self, cost: usize) -> bool {
+        let left = self.work.checked_sub(cost);
+        self.work = left.unwrap_or(0);
+        left.is_some()
     }
 
     fn resolve(&self, base: &Target, reference: &str) -> Result<Target, Refusal> {
@@ -262,7 +278,8 @@ impl<'a> Collector<'a> {
 
     /// Adds what `reference` leads to.
     fn add_reference(&mut self, base: &Target, reference: &str, make: impl FnOnce(Target) -> Item) {
-        if self.is_full() {
+        let cost = base.path_and_query().len() + reference.len() + WORK_PER_REFERENCE;
+        if self.is_full() || !self.charge(cost) {
             self.expansion.is_cut = true;
             return;
         }

@@ -33,6 +33,9 @@ const MAX_WIDTH: usize = 32;
 /// Elements and segments that are looked at for each item that may come of it.
 const LOOKS_PER_ITEM: usize = 16;
 
+/// Alternative bases of one level that are looked at.
+const MAX_BASES: usize = 16;
+
 /// Elements that are kept of a document for each item that may come of it.
 const PARTS_PER_ITEM: usize = 4;
 
@@ -152,10 +155,10 @@ enum Manner {
 /// `SegmentTemplate`, `SegmentList` or `SegmentBase`: what is not given is inherited.
 #[derive(Clone, Default)]
 struct Segments {
-    media: Option<Box<str>>,
-    index: Option<Box<str>>,
-    initialization: Option<Box<str>>,
-    index_range: Option<Box<str>>,
+    media: Option<Rc<str>>,
+    index: Option<Rc<str>>,
+    initialization: Option<Rc<str>>,
+    index_range: Option<Rc<str>>,
     timescale: Option<u64>,
     duration: Option<u64>,
     start_number: Option<u64>,
@@ -189,8 +192,8 @@ struct SegmentUrl {
 /// A URL and a range, each optional; without a URL the base is meant.
 #[derive(Clone, Default)]
 struct Place {
-    url: Option<Box<str>>,
-    range: Option<Box<str>>,
+    url: Option<Rc<str>>,
+    range: Option<Rc<str>>,
 }
 
 impl Mpd {
@@ -220,7 +223,7 @@ impl Mpd {
         };
         walker.children(|walker, element| {
             match element.name() {
-                "BaseURL" => mpd.bases.push(walker.text()?.into()),
+                "BaseURL" if mpd.bases.len() < MAX_BASES => mpd.bases.push(walker.text()?.into()),
                 "Location" if mpd.location.is_none() => mpd.location = Some(walker.text()?.into()),
                 "Period" if parts.takes(&element) => {
                     mpd.periods
@@ -275,7 +278,9 @@ impl Period {
         };
         walker.children(|walker, element| {
             match element.name() {
-                "BaseURL" => period.bases.push(walker.text()?.into()),
+                "BaseURL" if period.bases.len() < MAX_BASES => {
+                    period.bases.push(walker.text()?.into())
+                }
                 "AdaptationSet" if parts.takes(&element) => {
                     period
                         .sets
@@ -304,7 +309,7 @@ impl AdaptationSet {
         };
         walker.children(|walker, element| {
             match element.name() {
-                "BaseURL" => set.bases.push(walker.text()?.into()),
+                "BaseURL" if set.bases.len() < MAX_BASES => set.bases.push(walker.text()?.into()),
                 "Representation" if parts.takes(&element) => {
                     let mut found = Representation {
                         id: element.get("id").unwrap_or_default(),
@@ -314,7 +319,7 @@ impl AdaptationSet {
                         ..Representation::default()
                     };
                     walker.children(|walker, element| match element.name() {
-                        "BaseURL" => {
+                        "BaseURL" if found.bases.len() < MAX_BASES => {
                             found.bases.push(walker.text()?.into());
                             Ok(())
                         }
@@ -391,10 +396,10 @@ impl Segments {
     ) -> Result<Segments, Unreadable> {
         let offset = element.get("availabilityTimeOffset");
         let mut found = Segments {
-            media: element.get("media"),
-            index: element.get("index"),
-            initialization: element.get("initialization"),
-            index_range: element.get("indexRange"),
+            media: element.get("media").map(Rc::from),
+            index: element.get("index").map(Rc::from),
+            initialization: element.get("initialization").map(Rc::from),
+            index_range: element.get("indexRange").map(Rc::from),
             timescale: element.number("timescale"),
             duration: element.number("duration"),
             start_number: element.number("startNumber"),
@@ -485,8 +490,8 @@ impl Run {
 impl Place {
     fn of(element: &Element<'_>) -> Place {
         Place {
-            url: element.get("sourceURL"),
-            range: element.get("range"),
+            url: element.get("sourceURL").map(Rc::from),
+            range: element.get("range").map(Rc::from),
         }
     }
 }
@@ -830,6 +835,7 @@ impl<'a> Walk<'a> {
         duration: Option<Nanos>,
     ) {
         let Some(reference) = reference else {
+            self.collector.charge(written.len());
             return self.collector.refuse(written, Reason::Template);
         };
         let range = match range.map(parse_range) {

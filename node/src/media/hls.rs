@@ -39,7 +39,7 @@ pub enum Sort {
 
 /// The variables that a playlist defines (`EXT-X-DEFINE`), each once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Variables(Vec<(Box<str>, Box<str>)>);
+pub struct Variables(HashMap<Box<str>, Box<str>>);
 
 /// Expands a playlist. `imported` are the variables of the multivariant playlist that it was named by.
 pub fn expand(
@@ -133,8 +133,7 @@ impl<'a> Attributes<'a> {
 
 impl Variables {
     fn get(&self, name: &str) -> Option<&str> {
-        let found = self.0.iter().find(|(known, _)| **known == *name)?;
-        Some(&found.1)
+        self.0.get(name).map(|value| &**value)
     }
 
     /// `text` with its variables filled in (`{$name}`); none if one is not defined, or it gets too long.
@@ -186,7 +185,7 @@ impl Variables {
             && self.get(name).is_none()
             && self.0.len() < MAX_VARIABLES
         {
-            self.0.push((name.into(), value.into()));
+            self.0.insert(name.into(), value.into());
         }
     }
 }

@@ -160,6 +160,18 @@ fn lists_are_bounded() {
     let found = found.unwrap();
     assert!(found.is_cut);
     assert_eq!(lines(&found), ["page /v/1", "page /v/2"]);
+    // Naming the same again is work, too.
+    let limits = Limits {
+        max_bytes: 1000,
+        max_items: 100,
+    };
+    let same = "a\n".repeat(500);
+    let found = read(&Selection::default(), limits, |reading| {
+        list::expand(same.as_bytes(), reading)
+    });
+    let found = found.unwrap();
+    assert!(found.is_cut);
+    assert_eq!(lines(&found), ["page /v/a"]);
     let refused = "//evil.example/\n".repeat(500);
     let found = read(&Selection::default(), Limits::default(), |reading| {
         list::expand(refused.as_bytes(), reading)

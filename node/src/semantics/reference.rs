@@ -10,6 +10,7 @@
 //!
 //! Names are not looked up here: which addresses may be connected to is for others to judge.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -459,11 +460,10 @@ fn without_dot_segments(path: &str) -> String {
     let mut kept: Vec<&str> = Vec::new();
     let mut segments = path.split('/').skip(1).peekable();
     while let Some(segment) = segments.next() {
-        let dots = segment.to_ascii_lowercase().replace("%2e", ".");
         let is_last = segments.peek().is_none();
-        match dots.as_str() {
-            "." => {}
-            ".." => {
+        match dots(segment) {
+            1 => {}
+            2 => {
                 kept.pop();
             }
             _ => {
@@ -487,13 +487,27 @@ fn without_dot_segments(path: &str) -> String {
     whole
 }
 
+/// Of how many dots a segment consists, escaped or not; 0 for another.
+fn dots(segment: &str) -> usize {
+    let mut rest = segment.as_bytes();
+    let mut count = 0;
+    loop {
+        rest = match rest {
+            [] => return count,
+            [b'.', rest @ ..] | [b'%', b'2', b'e' | b'E', rest @ ..] => rest,
+            _ => return 0,
+        };
+        count += 1;
+    }
+}
+
 /// Refuses a path that a server could take for another one by decoding it, by taking backslashes for
 /// slashes, or by leaving out what follows a semicolon.
 fn check_readings(path: &[u8]) -> Result<(), Refusal> {
     if path.starts_with(b"//") {
         return Err(Refusal::Path);
     }
-    let mut reading = path.to_vec();
+    let mut reading = Cow::Borrowed(path);
     for _ in 0..MAX_DECODINGS {
         if reading.iter().any(u8::is_ascii_control) {
             return Err(Refusal::Escape);
@@ -510,11 +524,14 @@ fn check_readings(path: &[u8]) -> Result<(), Refusal> {
         if leads_out {
             return Err(Refusal::Path);
         }
+        if memchr::memchr(b'%', &reading).is_none() {
+            return Ok(());
+        }
         let decoded = percent_decoded(&reading);
         if decoded.len() == reading.len() {
             return Ok(());
         }
-        reading = decoded;
+        reading = Cow::Owned(decoded);
     }
     Err(Refusal::Escape)
 }

@@ -104,7 +104,7 @@ fn damaged_lists_are_borne() {
         selection("bandwidth=3 height=100 languages=en,de first=6.5"),
     ];
     let mut items = 0;
-    for seed in 0..6000 {
+    for seed in 0..2000 {
         let mut numbers = Numbers(seed);
         let text = damaged(&mut numbers);
         for rule in &rules {
@@ -138,5 +138,5 @@ fn damaged_lists_are_borne() {
             }
         }
     }
-    assert!(items > 10_000, "{items}: little was left to look at");
+    assert!(items > 3000, "{items}: little was left to look at");
 }
