@@ -980,9 +980,14 @@ fn count_of(run: &Run, time: u64, next: Option<u64>, segments: &Segments, window
     let ahead = segments.availability_time_offset.unwrap_or(0);
     let end = window
         .end
-        .map(|end| div_ceil(end.saturating_mul(scale) - begins, length));
+        .map(|end| div_ceil(end.saturating_mul(scale).saturating_sub(begins), length));
     let until = window.until.map(|until| until.saturating_add(ahead));
-    let until = until.map(|until| (until.saturating_mul(scale) - begins).div_euclid(length));
+    let until = until.map(|until| {
+        until
+            .saturating_mul(scale)
+            .saturating_sub(begins)
+            .div_euclid(length)
+    });
     let count = match (end, until) {
         (Some(end), Some(until)) => end.min(until),
         (Some(count), None) | (None, Some(count)) => count,
@@ -1000,7 +1005,10 @@ fn gone(run: &Run, time: u64, count: u64, segments: &Segments, window: Window) -
     let begins = (Nanos::from(time) - offset) * NANOS;
     let scale = Nanos::from(segments.timescale());
     let length = Nanos::from(run.duration) * NANOS;
-    let gone = (from.saturating_mul(scale) - begins).div_euclid(length);
+    let gone = from
+        .saturating_mul(scale)
+        .saturating_sub(begins)
+        .div_euclid(length);
     u64::try_from(gone.max(0)).unwrap_or(u64::MAX).min(count)
 }
 

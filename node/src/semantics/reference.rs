@@ -178,7 +178,7 @@ impl Allowed {
         let (host, port) = split_port(&target.authority);
         let is_host = match &self.host {
             Host::Exact(name) => **name == *host,
-            Host::Below(suffix) => host.len() > suffix.len() && host.ends_with(&**suffix),
+            Host::Below(suffix) => host.ends_with(&**suffix),
         };
         let default = target.scheme.default_port();
         is_host

@@ -128,14 +128,17 @@ fn feeds_come_to_their_newest_entries() {
         {"id": "2", "external_url": "http://a.example/2", "date_modified": "2026-11-21T00:00:00+01:00"},
         {"id": "3", "url": 5},
         {"id": "4", "url": "x", "date_published": "2026-11-01T00:00:00Z", "attachments": [{"url": "4.mp4"}, {"url": "5.mp4"}]}]}"#;
+    const MIXED: &str = r#"<rss><channel><item><link>1</link></item><item><link>2</link>
+        <pubDate>Sun, 22 Nov 2026 10:00:00 GMT</pubDate></item></channel></rss>"#;
     #[rustfmt::skip]
     let cases: &[(&str, usize, &[&str])] = &[
         (RSS, 9, &["page /e.mp4", "page /v/m.m3u8", "page /mid?a=1&b=2", "page /old"]),
         (RSS, 1, &["page /e.mp4", "page /v/m.m3u8"]),
         (RSS, 0, &[]),
         (ATOM, 9, &["page /base/sub/first", "page /base/second", "page /base/sound.mp3"]),
-        // Without dates, in the order of the feed.
+        // Without the dates of all, in the order of the feed.
         (RDF, 1, &["page /v/1"]),
+        (MIXED, 1, &["page /v/1"]),
         (JSON, 9, &["page /2", "page /1", "page /v/4.mp4", "page /v/5.mp4"]),
         (JSON, 2, &["page /2", "page /1"]),
         ("{\"items\": []}", 9, &[]),

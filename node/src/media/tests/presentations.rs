@@ -491,6 +491,54 @@ fn the_next_segments_go_on_in_the_next_period() {
     assert_eq!(durations, [Duration::from_secs(2); 6]);
 }
 
+/// Times and scales as far from one another as they can be written.
+#[test]
+fn extreme_times_do_not_overflow() {
+    const MOST: &str = "18446744073709551615";
+    for (published, start) in [
+        ("9999-12-31", "P500Y"),
+        ("0000-01-01", "PT0S"),
+        ("1970-01-01", "P584Y"),
+    ] {
+        for scale in ["1", MOST] {
+            for run in [
+                "t='0' d='1'",
+                "t='18446744073709551615' d='1'",
+                "t='0' d='18446744073709551615'",
+            ] {
+                for (length, inside) in [
+                    (
+                        "",
+                        format!(
+                            "<SegmentTimeline><S {run} r='-1'/><S {run} r='3'/></SegmentTimeline>"
+                        ),
+                    ),
+                    ("duration='1'", String::new()),
+                    ("duration='18446744073709551615'", String::new()),
+                ] {
+                    let text = format!(
+                        "<MPD type='dynamic' availabilityStartTime='{published}' timeShiftBufferDepth='P584Y'>\
+                         <Period start='{start}'><AdaptationSet><SegmentTemplate media='$Time$' timescale='{scale}' \
+                         presentationTimeOffset='{MOST}' startNumber='{MOST}' availabilityTimeOffset='INF' {length}>{inside}\
+                         </SegmentTemplate><Representation/></AdaptationSet></Period></MPD>"
+                    );
+                    let limits = Limits {
+                        max_items: 100,
+                        ..Limits::default()
+                    };
+                    let found = read(&Selection::default(), limits, |reading| {
+                        dash::expand(text.as_bytes(), reading, now())
+                    });
+                    assert!(
+                        found.is_ok_and(|found| found.expansion.items.len() <= 100),
+                        "{text}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// What is written in a few bytes must not become unbounded work.
 #[test]
 fn small_documents_stay_small() {
