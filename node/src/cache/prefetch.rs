@@ -49,7 +49,10 @@ impl Default for Rules {
             cmsd: true,
             query: Query::Skip,
             depth: 1,
-            confinement: Confinement::default(),
+            confinement: Confinement {
+                either_scheme: true,
+                ..Confinement::default()
+            },
             max_in_flight: 4,
             max_rate: None,
             max_waste: 50,
