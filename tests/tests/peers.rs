@@ -515,7 +515,10 @@ async fn a_byte_that_was_changed_on_the_way_is_found_out() {
         b.at_rest().await;
         assert_eq!(b.metrics().fills_completed.total(), u64::from(is_whole));
         b.get("/a").await.is_whole("/a", SIZE);
-        assert_eq!(origin.requests("/a"), 2, "{at}");
+        // What cannot be joined is asked for in vain, once.
+        let most = if is_strong { 2 } else { 3 };
+        let requests = origin.requests("/a");
+        assert!((2..=most).contains(&requests), "{at}: {requests}");
     }
 }
 
