@@ -239,7 +239,8 @@ impl Shared {
             let doomed = disk.doomed.load(Ordering::Acquire);
             if round > 0 || doomed < share {
                 // What is spared goes only where nothing else will become free.
-                self.evict_pages(disk, share, doomed == 0);
+                let may_take_spared = doomed == 0 && self.is_full_of_spared(disk);
+                self.evict_pages(disk, share, may_take_spared);
             }
             if disk.doomed.load(Ordering::Acquire) == 0 {
                 // Nothing to evict: there is nothing, or it belongs to bodies that are not published yet.
@@ -334,8 +335,18 @@ impl Shared {
         let stays = || used.saturating_sub(disk.doomed.load(Ordering::Acquire));
         if stays() > high {
             self.evict_pages(disk, stays() - room * LOW_PERCENT / 100, false);
-            self.evict_pages(disk, stays().saturating_sub(high), true);
+            if self.is_full_of_spared(disk) {
+                self.evict_pages(disk, stays().saturating_sub(high), true);
+            }
         }
+    }
+
+    /// Whether what is spared takes so much that there is no room without it. Where it does not, the rest is being
+    /// written or becomes free.
+    fn is_full_of_spared(&self, disk: &Disk) -> bool {
+        let room = u64::from(disk.reach(&disk.map.lock()));
+        let spared = self.spared_pages.load(Ordering::Relaxed);
+        u64::try_from(spared).unwrap_or_default() > room * LOW_PERCENT / 100
     }
 
     /// Evicts objects until so many more pages will become free, or all will be. What lives in memory
