@@ -620,8 +620,12 @@ impl Store {
 
     /// Has the index say what is so by now, within the time that a commit takes.
     pub async fn write_index(&self) {
-        // Whether it is on the disk is not asked.
-        let _ = self.record_purges(Vec::new()).await;
+        if let Some(disk) = &self.shared().disk {
+            let (answer, answered) = oneshot::channel();
+            disk.index.send(Message::Write(answer));
+            // No answer: the index thread has ended, and there is nothing to wait for.
+            drop(answered.await);
+        }
     }
 
     /// Notes a use, for eviction.

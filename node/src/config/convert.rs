@@ -18,7 +18,7 @@ use crate::{proxy, wire};
 /// Descriptors of a node before its first client: standard streams, the store's lock and index, the
 /// log, the manifest's databases and those that populate reads, the administrator's listener and some of its
 /// connections, event loops of threads without data.
-const FIXED_DESCRIPTORS: u64 = 80;
+const FIXED_DESCRIPTORS: u64 = 88;
 
 /// Of a data thread: its event loop, its ring, and what wakes it; and a client more than there is room
 /// for, where several threads accept at the same moment.
@@ -128,13 +128,23 @@ impl Config {
         }
     }
 
+    /// Connections to origins for what is asked for next.
+    fn prefetch_descriptors(&self) -> u64 {
+        let is_on = self.origins.iter().any(|origin| origin.prefetch.is_some());
+        if is_on {
+            prefetch::MAX_IN_FLIGHT as u64
+        } else {
+            0
+        }
+    }
+
     /// Listeners, event loops, rings, the store's files, logs, and the administrator.
     fn other_descriptors(&self) -> u64 {
         let threads = self.node.threads.get() as u64;
         let listeners = self.node.listen.len() as u64;
         FIXED_DESCRIPTORS
             + self.populate.max_in_flight as u64
-            + prefetch::MAX_IN_FLIGHT as u64
+            + self.prefetch_descriptors()
             + self.peer_descriptors()
             + threads * (THREAD_DESCRIPTORS + listeners)
             + self

@@ -64,6 +64,8 @@ pub(super) enum Message {
     Purge,
     /// Space waits for a deletion: commit now.
     Hurry,
+    /// Commit now, then answer.
+    Write(oneshot::Sender<()>),
     /// Commit, with the times of use; then answer.
     Flush(oneshot::Sender<()>),
     Stop {
@@ -189,6 +191,10 @@ impl Batch {
                 self.hurry |= !self.purging.is_empty();
             }
             Message::Hurry => self.hurry = true,
+            Message::Write(answer) => {
+                self.hurry = true;
+                self.waiting.push(answer);
+            }
             Message::Flush(answer) => {
                 self.hurry = true;
                 self.with_uses = true;
@@ -372,7 +378,7 @@ impl Writer {
         let mut uses = uses.chunks(COMMIT_ROWS);
         loop {
             batch.take_purges(purges);
-            if !batch.purges.is_empty() {
+            if !batch.purges.is_empty() || !batch.purging.is_empty() {
                 self.transact(|connection| write_purges(connection, &batch.purges))?;
                 batch.end_purges(true);
             }
