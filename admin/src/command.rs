@@ -457,12 +457,16 @@ fn objects_table(objects: &[api::Object]) -> String {
             seconds(object.ttl_secs),
             size,
             here,
+            object.hits.to_string(),
             object.status.to_string(),
             object.url.clone(),
         ]
     };
     let rows: Vec<_> = objects.iter().map(row).collect();
-    table(&["STATE", "TTL", "SIZE", "HERE", "STATUS", "URL"], &rows)
+    table(
+        &["STATE", "TTL", "SIZE", "HERE", "HITS", "STATUS", "URL"],
+        &rows,
+    )
 }
 
 fn inspect(url: &str, vary: &[String], client: &Client) -> Ended {

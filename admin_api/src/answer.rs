@@ -57,6 +57,9 @@ pub struct Object {
     pub present_bytes: u64,
     /// Milliseconds since 1970; null when it was not used since it was stored.
     pub used_ms: Option<u64>,
+    /// Requests that it has answered without the origin, since the node started: about, beyond 64.
+    #[serde(default)]
+    pub hits: u32,
     pub tags: Vec<String>,
     /// The request fields that select it.
     pub vary: Vec<String>,

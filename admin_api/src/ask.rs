@@ -80,7 +80,7 @@ pub enum Sort {
     Ttl,
     /// The last used first.
     Used,
-    /// Hits are not counted for each object.
+    /// What has answered most first.
     Hits,
 }
 

@@ -272,13 +272,17 @@ impl Cache {
         self.store.touch(&stored.body.object, now);
         match self.decide(&stored, request, now) {
             Decision::Fresh | Decision::StaleAllowed => {
+                stored.body.answers.note(chance(now));
                 if request.origin.record.counts_hits() {
                     self.recorder
                         .answered(request.origin, &stored, &self.metrics);
                 }
                 Lookup::Fresh(stored)
             }
-            Decision::StaleWhileRevalidate => Lookup::StaleWhileRevalidate(stored),
+            Decision::StaleWhileRevalidate => {
+                stored.body.answers.note(chance(now));
+                Lookup::StaleWhileRevalidate(stored)
+            }
             Decision::Validate => Lookup::Stale(stored),
             Decision::OnlyIfCached => Lookup::Forbidden,
         }
@@ -399,6 +403,12 @@ impl Cache {
         }
         (matched, purge, self.store.record_purges(rows))
     }
+}
+
+/// The least of the clock's digits: what nobody can choose.
+fn chance(now: SystemTime) -> u32 {
+    let since = now.duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.subsec_nanos())
 }
 
 fn miss(why: Forward, request: &Request<'_>, rules: &Rules) -> Lookup {

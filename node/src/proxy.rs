@@ -293,6 +293,9 @@ impl Proxy {
     /// Tells the prefetcher of what an answer, or its request, names as the next.
     #[inline]
     fn foretell(&self, request: &Request, origin: &OriginRules, response: &Response) {
+        if let Some(stored) = &response.stored {
+            stored.body.used.note();
+        }
         if let Some(rules) = &origin.prefetch {
             self.foretell_by(rules, request, response);
         }
@@ -309,9 +312,6 @@ impl Proxy {
             return;
         }
         let stored = response.stored.as_deref();
-        if let Some(stored) = stored {
-            stored.body.used.note();
-        }
         let said = stored.map_or(&response.headers, |stored| &stored.head.headers);
         let (asked, target) = (&request.headers, &request.target);
         // Nor do caches in front of one another go further the more there are.
@@ -321,7 +321,7 @@ impl Proxy {
         }
         let used = stored.map(|stored| &stored.body.used);
         // What a request names is its client's own; what an answer names is the same for all.
-        let is_due = rules.cmcd && cmcd::is_told(asked, target)
+        let is_due = rules.cmcd && cmcd::may_name_next(asked, target)
             || used.is_none_or(|used| used.is_due(clock::now_secs()));
         if !is_due {
             return;

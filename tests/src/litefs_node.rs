@@ -261,6 +261,8 @@ fn settings(
     folder: &Folder,
     origin_settings: &str,
 ) -> String {
+    let is_told = origin_settings.contains("record");
+    let record = if is_told { "" } else { "record = 'all'\n" };
     format!(
         "[node]\nname = 'n{number}'\nlisten = '127.0.0.1:0'\nthreads = 1\n\
          [admin]\nlisten = '127.0.0.1:0'\n\
@@ -270,7 +272,7 @@ fn settings(
          [cluster]\nsecret = '{SECRET}'\n\
          [limits]\ndrain_timeout = '2s'\n\
          [log]\naccess = 'off'\n\
-         [[origin]]\nname = 'main'\nurl = '{}'\nrecord = 'all'\nhonor_client_cache_control = true\n{origin_settings}\n",
+         [[origin]]\nname = 'main'\nurl = '{}'\n{record}honor_client_cache_control = true\n{origin_settings}\n",
         TokenHash::of(TOKEN),
         folder.join("store"),
         litefs.mount_dir(),

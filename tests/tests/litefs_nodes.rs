@@ -150,9 +150,8 @@ async fn what_requests_take_while_litefs_is_in_trouble() {
 async fn a_tag_of_ten_thousand_on_litefs() {
     let origin = Origin::start().await;
     answer_with_tags(&origin);
-    let settings =
-        "peer = 'off'\nrecord = 'off'\n[store]\nsize = '2GiB'\n[populate]\nenabled = false";
-    let Ok(nodes) = LiteFsNode::cluster(&origin, 3, settings).await else {
+    let settings = format!("record = 'off'\n{QUIET}");
+    let Ok(nodes) = LiteFsNode::cluster(&origin, 3, &settings).await else {
         return;
     };
     let addresses: Vec<_> = nodes.iter().map(|node| node.program().address()).collect();

@@ -304,7 +304,7 @@ async fn media_fields_are_followed() {
     for target in ["/a/1?CMCD=nor%3D%223%22", "/a/2", "/a/4"] {
         fresh(&origin, target);
     }
-    let node = following(&origin, |_| {}).await;
+    let node = following(&origin, |rules| rules.cmcd = true).await;
     node.get("/a/1")
         .header("cmcd-request", "nor=\"2\",su")
         .await
@@ -351,4 +351,109 @@ async fn it_is_off_by_default() {
     node.get("/1").await.expect(200);
     node.get("/1").await.expect(200);
     assert_eq!(origin.requests_total(), 1);
+}
+
+/// However pages that are here link to one another, one answer leads to a bounded number of looks.
+#[tokio::test]
+async fn pages_that_all_link_to_one_another_end() {
+    const PAGES: u64 = 17;
+    let origin = Origin::start().await;
+    let links: Vec<String> = (0..PAGES).map(|n| format!("</{n}>; rel=next")).collect();
+    for number in 0..PAGES {
+        linked(&origin, &format!("/{number}"), &links.join(", "));
+    }
+    let node = following(&origin, |rules| rules.depth = 8).await;
+    for number in 0..PAGES {
+        node.get(&format!("/{number}")).await.expect(200);
+    }
+    let asked = origin.requests_total();
+    assert_eq!(asked, PAGES);
+    // It still hears.
+    linked(&origin, "/other", "</last>; rel=next");
+    fresh(&origin, "/last");
+    node.get("/other").await.expect(200);
+    caje_tests::until(|| "the last".to_owned(), || origin.requests("/last") == 1).await;
+}
+
+/// What is longer than a body may be is left to whoever asks for it, and told of as soon as its length is.
+#[tokio::test]
+async fn long_bodies_are_left_alone() {
+    const SIZE: u64 = 3 << 20;
+    let origin = Origin::start().await;
+    for (page, body) in [("/1", "/known"), ("/2", "/unknown")] {
+        linked(&origin, page, &format!("<{body}>; rel=next"));
+    }
+    let route = |target: &str| {
+        origin
+            .get(target)
+            .generated(SIZE)
+            .cache_control("max-age=60")
+    };
+    // The origin would send no more than this until it is let.
+    let gate = route("/known").gated_at(1 << 20);
+    route("/unknown").chunk_size(100_000);
+    let node = following(&origin, |rules| rules.max_size = 1 << 20).await;
+    node.get("/1").await.expect(200);
+    came(&node, Prefetched::Failed, 1).await;
+    gate.open();
+    node.get("/2").await.expect(200);
+    came(&node, Prefetched::Failed, 2).await;
+    for target in ["/known", "/unknown"] {
+        node.get(target).await.is_whole(target, SIZE);
+    }
+}
+
+/// A target that its origin wants asked about each time is not asked for by every hint.
+#[tokio::test]
+async fn what_is_never_fresh_rests() {
+    let origin = Origin::start().await;
+    linked(&origin, "/1", "</2>; rel=next");
+    linked(&origin, "/other", "</2>; rel=next");
+    origin.get("/2").answer(
+        OriginAnswer::ok()
+            .cache_control("no-cache")
+            .etag("\"a\"")
+            .body("a body"),
+    );
+    let node = following(&origin, |_| {}).await;
+    node.get("/1").await.expect(200);
+    came(&node, Prefetched::Whole, 1).await;
+    node.get("/other").await.expect(200);
+    came(&node, Prefetched::Resting, 1).await;
+    assert_eq!(origin.requests("/2"), 1);
+}
+
+/// What another origin's answers are named by counts as used there, too; and nothing but what its kind is goes along.
+#[tokio::test]
+async fn another_host_learns_nothing_of_the_client() {
+    let origin = Origin::start().await;
+    let answer = OriginAnswer::ok()
+        .cache_control("max-age=600")
+        .header("vary", "accept-encoding, x-session")
+        .header("link", "<http://other.example/2>; rel=next, </3>; rel=next");
+    origin.get("/1").answer(answer.body("a body"));
+    fresh(&origin, "/2");
+    fresh(&origin, "/3");
+    let node = following(&origin, |rules| {
+        let other = caje_node::semantics::reference::Allowed::parse("other.example");
+        rules.confinement.allowed = [other.expect("a host")].into();
+    })
+    .await;
+    node.get("/1")
+        .header("accept-encoding", "gzip")
+        .header("x-session", "secret")
+        .await
+        .expect(200);
+    came(&node, Prefetched::Whole, 2).await;
+    let asked = origin.requests_log();
+    let fields = |target: &str| {
+        let asked = asked.iter().find(|asked| asked.target == target);
+        let fields = &asked.expect("a prefetch").headers;
+        (
+            fields.contains_key("accept-encoding"),
+            fields.contains_key("x-session"),
+        )
+    };
+    assert_eq!(fields("/2"), (true, false));
+    assert_eq!(fields("/3"), (true, true));
 }

@@ -33,6 +33,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::block::{BlockIndex, BlockSize};
 use crate::cache::fill::Refill;
 use crate::cache::prefetch::Use;
+use crate::cache::record::Answers;
 use crate::clock;
 use crate::store::{BlockReader, GrowingBlock, Hold, Object, Store};
 
@@ -100,6 +101,7 @@ pub struct Body {
     /// A strong validator stands in the head, so bytes of a later exchange may join those held.
     pub joinable: bool,
     pub used: Use,
+    pub answers: Answers,
     /// A [`RangeSupport`].
     ranges: AtomicU8,
     fills: Mutex<Vec<Arc<Fill>>>,
@@ -132,6 +134,7 @@ impl Body {
             object,
             joinable,
             used: Use::default(),
+            answers: Answers::default(),
             ranges: AtomicU8::new(RangeSupport::Unknown as u8),
             fills: Mutex::new(Vec::new()),
         })
@@ -454,17 +457,19 @@ impl Fill {
         }
     }
 
+    /// Whether somebody reads from this fill.
+    pub fn is_watched(&self) -> bool {
+        let state = self.state.lock();
+        state.readers.iter().any(|(_, at)| *at != ALL_READ)
+    }
+
     /// Completes as soon as somebody reads from this fill.
     pub async fn watched(&self) {
         loop {
             let moved = self.reader_moved.notified();
             tokio::pin!(moved);
             moved.as_mut().enable();
-            let is_watched = {
-                let state = self.state.lock();
-                state.readers.iter().any(|(_, at)| *at != ALL_READ)
-            };
-            if is_watched {
+            if self.is_watched() {
                 return;
             }
             moved.await;

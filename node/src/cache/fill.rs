@@ -945,7 +945,13 @@ impl Fetcher {
         let fill = writer.fill().clone();
         let metrics = &self.cache.metrics;
         let (body_in, writer_in) = (&mut body, &mut writer);
-        let outcome = transfer(metrics, &source, body_in, writer_in, &fill, linger, pace).await;
+        let length = stored.body.object.length().unwrap_or_default();
+        let outcome = match pace {
+            Some(pace) if pace.is_too_long(length) && !fill.is_watched() => {
+                Err(BodyError::Abandoned)
+            }
+            _ => transfer(metrics, &source, body_in, writer_in, &fill, linger, pace).await,
+        };
         // What another node sent, or who stands between, says nothing of the body: from there on the origin is asked.
         let outcome = outcome.map_err(|error| match (&source, error) {
             (Source::Peer(_), BodyError::Protocol) => BodyError::Truncated,
@@ -1104,6 +1110,7 @@ async fn transfer(
             None => std::future::pending().await,
         }
     });
+    let mut brought = 0_u64;
     loop {
         let frame = tokio::select! {
             biased;
@@ -1121,7 +1128,11 @@ async fn transfer(
                 if writer.is_in_vain() {
                     return Err(BodyError::Abandoned);
                 }
+                brought += length;
                 if let Some(pace) = pace {
+                    if pace.is_too_long(brought) && !fill.is_watched() {
+                        return Err(BodyError::Abandoned);
+                    }
                     // A client that has joined is not held up.
                     tokio::select! {
                         biased;

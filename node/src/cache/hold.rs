@@ -58,6 +58,8 @@ pub struct Whole {
     pub stored: Arc<Stored>,
     /// Bytes that were not here before.
     pub brought: u64,
+    /// Somebody else had asked for it, or it was here already.
+    pub is_joined: bool,
 }
 
 /// Why a body is not whole in the store.
@@ -113,6 +115,8 @@ impl Shortfall {
 #[derive(Debug)]
 pub struct Pace {
     bytes_per_second: Cell<Option<u64>>,
+    /// Of one body, beyond which a fill without a client ends.
+    max_body: Option<u64>,
     /// Until then what was received is paid for.
     paid_until: Cell<Instant>,
     changed: Notify,
@@ -132,12 +136,23 @@ impl Drop for Paced<'_> {
 impl Pace {
     /// `None`: as fast as may be.
     pub fn new(bytes_per_second: Option<u64>) -> Rc<Pace> {
+        Pace::bounded(bytes_per_second, None)
+    }
+
+    /// The same for bodies of `max_body` bytes at the most, if there is a bound.
+    pub fn bounded(bytes_per_second: Option<u64>, max_body: Option<u64>) -> Rc<Pace> {
         Rc::new(Pace {
             bytes_per_second: Cell::new(bytes_per_second),
+            max_body,
             paid_until: Cell::new(Instant::now()),
             changed: Notify::new(),
             fills: Cell::new(0),
         })
+    }
+
+    /// Whether a body of so many bytes is more than what is fetched without a client.
+    pub fn is_too_long(&self, bytes: u64) -> bool {
+        self.max_body.is_some_and(|max| bytes > max)
     }
 
     /// How many fills go at this pace now.
@@ -193,7 +208,7 @@ impl LocalCache {
         pace: &Rc<Pace>,
         suffices: Suffices,
     ) -> Result<Whole, Shortfall> {
-        let mut brought = 0;
+        let (mut brought, mut is_joined) = (0, true);
         let is_wanted = |stored: &Stored| {
             suffices == Suffices::Any
                 || self.shared.decide(stored, request, clock::now()) == Decision::Fresh
@@ -203,8 +218,17 @@ impl LocalCache {
             let stored = match found.flatten() {
                 Some(stored) if is_wanted(&stored) => stored,
                 stale => {
-                    let stored = self.bring(request, stale, upstream, pace).await?;
-                    brought += stored.body.object.present_bytes();
+                    // What a validation confirms was here before.
+                    let before = stale.as_ref().map(|stale| {
+                        let object = &stale.body.object;
+                        (object.id(), object.present_bytes())
+                    });
+                    let (stored, is_led) = self.bring(request, stale, upstream, pace).await?;
+                    let object = &stored.body.object;
+                    let same = before.filter(|(id, _)| *id == object.id());
+                    let had = same.map_or(0, |(_, bytes)| bytes);
+                    brought += object.present_bytes().saturating_sub(had);
+                    is_joined = !is_led || same.is_some();
                     stored
                 }
             };
@@ -212,7 +236,13 @@ impl LocalCache {
             let completed = self.complete(&stored, request, upstream, pace).await;
             brought += stored.body.object.present_bytes().saturating_sub(before);
             match completed {
-                Ok(()) => return Ok(Whole { stored, brought }),
+                Ok(()) => {
+                    return Ok(Whole {
+                        stored,
+                        brought,
+                        is_joined,
+                    });
+                }
                 Err(Incomplete::Changed) => {}
                 Err(Incomplete::Short(shortfall)) => return Err(shortfall),
             }
@@ -220,14 +250,14 @@ impl LocalCache {
         Err(Shortfall::Again)
     }
 
-    /// Asks for what is not here at all or is stale, or waits for somebody who does. What is returned may still be arriving.
+    /// Asks for what is not here at all or is stale, or waits for somebody who does, and says which. What is returned may still be arriving.
     async fn bring(
         &self,
         request: &Request<'_>,
         stale: Option<Arc<Stored>>,
         upstream: &UpstreamFields<'_>,
         pace: &Rc<Pace>,
-    ) -> Result<Arc<Stored>, Shortfall> {
+    ) -> Result<(Arc<Stored>, bool), Shortfall> {
         let mut lead = None;
         if self.may_collapse(request) {
             for _ in 0..2 {
@@ -239,7 +269,7 @@ impl LocalCache {
                     Part::Lead(leading) => {
                         if let Lookup::Fresh(stored) = self.shared.lookup(request, clock::now()) {
                             leading.resolve(Outcome::Stored(stored.clone()));
-                            return Ok(stored);
+                            return Ok((stored, false));
                         }
                         lead = Some(leading);
                         break;
@@ -249,7 +279,7 @@ impl LocalCache {
                         match self.joined(request, Forward::UriMiss, flight.outcome().await) {
                             Joined::Answer(Answer::Stored(stored, _))
                             | Joined::Validate(stored) => {
-                                return Ok(stored);
+                                return Ok((stored, false));
                             }
                             Joined::Answer(Answer::Failed(failure, _)) => {
                                 return Err(Shortfall::of_failure(failure));
@@ -268,9 +298,9 @@ impl LocalCache {
             Led::Stored { stored, .. } => match ended.await {
                 Ok(Err(error)) => Err(Shortfall::of_body(error)),
                 // Or another fill brings it.
-                Ok(Ok(())) | Err(_) => Ok(stored),
+                Ok(Ok(())) | Err(_) => Ok((stored, true)),
             },
-            Led::Validated(stored) => Ok(stored),
+            Led::Validated(stored) => Ok((stored, true)),
             // The origin did not say that it may be used.
             Led::Stale { status, .. } => Err(match status {
                 Some(status) => Shortfall::Status(status.as_u16()),

@@ -37,7 +37,9 @@ pub struct Rules {
     pub max_in_flight: usize,
     /// Bytes per second; `None`: no limit.
     pub max_rate: Option<u64>,
-    /// In percent of what was prefetched by one rule: beyond it, the rule is followed one time in eight.
+    /// Of one body, in bytes: a longer one is left to whoever asks for it.
+    pub max_size: u64,
+    /// In percent of what one kind of field has brought lately: beyond it, the rule is followed one time in eight.
     pub max_waste: u8,
 }
 
@@ -45,7 +47,7 @@ impl Default for Rules {
     fn default() -> Rules {
         Rules {
             links: vec!["next".into()],
-            cmcd: true,
+            cmcd: false,
             cmsd: true,
             query: Query::Skip,
             depth: 1,
@@ -55,6 +57,7 @@ impl Default for Rules {
             },
             max_in_flight: 4,
             max_rate: None,
+            max_size: 64 << 20,
             max_waste: 50,
         }
     }
@@ -110,7 +113,7 @@ const CMSD_STATIC: HeaderName = HeaderName::from_static("cmsd-static");
 pub fn names_something(rules: &Rules, asked: &HeaderMap, target: &[u8], said: &HeaderMap) -> bool {
     !rules.links.is_empty() && said.contains_key(header::LINK)
         || rules.cmsd && said.contains_key(CMSD_STATIC)
-        || rules.cmcd && cmcd::is_told(asked, target)
+        || rules.cmcd && cmcd::may_name_next(asked, target)
 }
 
 /// The fields of an answer that a [`Hint`] carries.
@@ -191,6 +194,15 @@ impl Tally {
             total: Some(total),
             ..Tally::default()
         })
+    }
+
+    /// Gives less weight to what was long ago: both are halved once they are more than `window` together.
+    pub fn fade(&self, window: u64) {
+        let (used, wasted) = (self.used(), self.wasted());
+        if used + wasted > window {
+            self.used.fetch_sub(used / 2, Ordering::Relaxed);
+            self.wasted.fetch_sub(wasted / 2, Ordering::Relaxed);
+        }
     }
 
     pub fn used(&self) -> u64 {

@@ -517,15 +517,16 @@ fn prefetch(value: &DeValue) -> Read<Option<prefetch::Rules>> {
                 rules.confinement.allowed = allowed.collect::<Read<_>>()?;
             }
             "max_in_flight" => {
-                rules.max_in_flight = value::count(1, 64)(value).map_err(of_key)? as usize;
+                rules.max_in_flight = value::count(1, 32)(value).map_err(of_key)? as usize;
             }
             "max_rate" => {
                 let rate = value::size_within(0, TIB)(value).map_err(of_key)?;
                 rules.max_rate = (rate > 0).then_some(rate);
             }
+            "max_size" => rules.max_size = value::size_within(1, TIB)(value).map_err(of_key)?,
             "max_waste" => rules.max_waste = value::count(0, 100)(value).map_err(of_key)? as u8,
             _ => {
-                let known = "links, cmcd, cmsd, query, depth, prefix, hosts, max_in_flight, max_rate, max_waste";
+                let known = "links, cmcd, cmsd, query, depth, prefix, hosts, max_in_flight, max_rate, max_size, max_waste";
                 let wrong = Wrong::new(format!("there is no `{key}` in a rule for prefetching"));
                 return Err(wrong.hint(format!("there are {known}")));
             }

@@ -203,6 +203,7 @@ fn of_prefetch(rules: &prefetch::Rules) -> Value {
         ("hosts", texts(&confinement.allowed)),
         ("max_in_flight", number(rules.max_in_flight)),
         ("max_rate", size(rules.max_rate.unwrap_or(0))),
+        ("max_size", size(rules.max_size)),
         ("max_waste", Some(Value::Integer(rules.max_waste.into()))),
     ]))
 }

@@ -227,6 +227,7 @@ fn absent(shared: &Shared, node: &str, covered: &Covered) -> Object {
         size_bytes: about.size,
         present_bytes: part.map_or(0, |part| part.body.object.present_bytes()),
         used_ms: None,
+        hits: 0,
         tags: about.tags.clone(),
         vary: id.variant.iter().map(|(name, _)| name.clone()).collect(),
         etag: etag.filter(|text| text.ends_with('"')),

@@ -10,7 +10,7 @@ use http::{Method, StatusCode};
 use super::coverage::{open, unreadable};
 use super::refusal::{Answer, Refusal, Told};
 use super::{Node, over};
-use crate::talk::{HELLO, Peer};
+use crate::talk::{HELLO, Peer, Silence};
 
 /// How long to wait until it is done: LiteFS may take ten seconds for a lock, and be asked again.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -32,7 +32,9 @@ pub(super) async fn forget(State(node): State<Node>, Path(id): Path<String>) -> 
             let manifest = open(shared)?;
             let said = manifest.reader().and_then(|reader| reader.author(&id));
             let said = said.map_err(|error| unreadable(&error))?;
-            Ok((said, manifest.is_author_here(&id)))
+            // A name that nobody has used has no database to look at.
+            let is_here = said.is_some() && manifest.is_author_here(&id);
+            Ok((said, is_here))
         });
         known.await??
     };
@@ -50,6 +52,13 @@ pub(super) async fn forget(State(node): State<Node>, Path(id): Path<String>) -> 
             let asked = talk.ask(&row, &Method::GET, HELLO, Bytes::new(), true);
             match asked.await {
                 Ok(_) => return Err(runs(&id, "it has answered just now")),
+                // It may be the node, with another clock or secret.
+                Err(Silence::Stranger) => {
+                    return Err(runs(
+                        &id,
+                        "something answers there that cannot prove who it is",
+                    ));
+                }
                 Err(silence) => Some(silence.to_string()),
             }
         }

@@ -13,7 +13,6 @@ use axum::extract::State as FromState;
 use caje_admin_api::{
     Inspection, NodeInspection, Object, Objects, ObjectsQuery, Sort, State, Variant,
 };
-use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::refusal::{Answer, Asked, Refusal, Told};
@@ -31,14 +30,6 @@ pub(super) async fn list(
 ) -> Answer<Objects> {
     if query.state == Some(State::Missing) {
         return coverage::missing(&node, &query).await;
-    }
-    if query.sort == Sort::Hits {
-        return Err(Refusal::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "not-counted",
-            "hits are not counted for each stored response",
-            "sort by `used`: the last used first",
-        ));
     }
     stored(&node, &query).await.map(Told)
 }
@@ -280,7 +271,8 @@ impl Place {
     fn of(stored: &Stored, sort: Sort, now: SystemTime) -> Place {
         let object = &stored.body.object;
         let rank = match sort {
-            Sort::Url | Sort::Hits => Rank::Url(stored.key.clone()),
+            Sort::Url => Rank::Url(stored.key.clone()),
+            Sort::Hits => Rank::Number(u64::MAX - u64::from(stored.body.answers.about())),
             Sort::Size => Rank::Number(u64::MAX - object.length().unwrap_or(0)),
             // When it becomes stale, which stays the same while time goes on.
             Sort::Ttl => {
@@ -445,6 +437,7 @@ pub(super) fn object(node: &str, stored: &Stored, now: SystemTime) -> Object {
         size_bytes: body.length(),
         present_bytes: body.present_bytes(),
         used_ms: (used > 0).then_some(used),
+        hits: stored.body.answers.about(),
         tags: tags
             .map(|tag| String::from_utf8_lossy(tag).into_owned())
             .collect(),

@@ -300,6 +300,7 @@ impl Publisher {
     /// Empties the databases of those who are gone. Says whether it could.
     fn forget_all(&mut self) -> bool {
         while let Some(author) = self.forget.pop_first() {
+            self.counters.begin();
             let mut emptied = None;
             let published = self.engine.publish(&author, &mut |turn| {
                 emptied = Some(author::empty(turn, &author));

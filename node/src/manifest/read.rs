@@ -298,8 +298,9 @@ impl Reader {
         name: impl Fn(&str, &str) -> String,
     ) -> rusqlite::Result<BTreeMap<String, Coverage>> {
         let sql = format!(
-            "SELECT {HELD} AS held, url, json_extract(value, '$.origin') FROM entry
-             WHERE url IS NOT NULL AND ?1 IS NULL AND ?2 IS NULL AND ?3 IS NULL"
+            "SELECT {} AS held, url, json_extract(value, '$.origin') FROM entry
+             WHERE url IS NOT NULL AND ?1 IS NULL AND ?2 IS NULL AND ?3 IS NULL",
+            self.held()
         );
         let mut statement = self.connection.prepare_cached(&sql)?;
         let nothing = rusqlite::types::Null;
@@ -320,6 +321,9 @@ impl Reader {
 
     /// How many stored responses the manifest does not list.
     pub fn count_extra(&self) -> rusqlite::Result<u64> {
+        if !self.has_index {
+            return Ok(0);
+        }
         let count: i64 = self
             .connection
             .prepare_cached(

@@ -718,6 +718,9 @@ fn coverage_is_what_the_index_holds_of_the_merge() {
     assert_eq!(reader.count_lacking(&Filter::All).unwrap(), blind.missing);
     let lacking = reader.lacking(&Filter::All, &Cursor::default(), 100);
     assert_eq!(lacking.unwrap().items.len() as u64, blind.missing);
+    assert_eq!(reader.count_extra(), Ok(0));
+    let groups = reader.coverage_groups(0, 10, |_, _| "all".to_owned());
+    assert_eq!(groups.unwrap()["all"], blind);
     assert!(reader.attach_index(&index).is_err(), "no index yet");
     index_of(&index, &objects);
     let mut reader = Reader::open(local.path()).unwrap();

@@ -63,12 +63,19 @@ pub fn next_objects(request: &HeaderMap, target: &[u8]) -> Vec<NextObject> {
     keys.objects()
 }
 
-/// Whether a request says anything about itself.
-pub fn is_told(request: &HeaderMap, target: &[u8]) -> bool {
-    FIELDS.iter().any(|name| request.contains_key(name))
+/// Whether a request may say what will be asked for next: looks for the key's name only.
+pub fn may_name_next(request: &HeaderMap, target: &[u8]) -> bool {
+    let has_key = |text: &[u8]| memchr::memmem::find(text, b"nor").is_some();
+    let in_fields = FIELDS.iter().any(|name| {
+        request
+            .get_all(name)
+            .iter()
+            .any(|line| has_key(line.as_bytes()))
+    });
+    in_fields
         || query(target)
             .split(|&byte| byte == b'&')
-            .any(|parameter| value_of_cmcd(parameter).is_some())
+            .any(|parameter| value_of_cmcd(parameter).is_some_and(has_key))
 }
 
 /// What a response says will be asked for next (CTA-5006, `CMSD-Static`).

@@ -30,10 +30,10 @@ use super::layout::{Extent, GROUP_BLOCKS, PageMap, read_group, segment_header};
 
 pub(super) const INDEX: &str = "index.db";
 
-/// The versions of the index, oldest first; a published one is never changed.
 /// Of the index's pages, in KiB: keys are in no order, so that each row that goes is in a page of its own.
 const PAGE_CACHE_KIB: i32 = 8 << 10;
 
+/// The versions of the index, oldest first; a published one is never changed.
 const MIGRATIONS: &[M<'static>] = &[
     M::up(
         "CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;

@@ -64,8 +64,11 @@ const BACKOFF: Backoff = Backoff {
     longest: Duration::from_secs(60),
 };
 
-/// Of what one rule has brought, before it is judged; it is judged by about that much.
+/// Bodies that one kind of field has brought, before it is judged; it is judged by twice as many at the most.
 const JUDGED_BY: u64 = 32;
+
+/// What one hint may lead to, whether it is here or not.
+const MAX_CONSIDERED: usize = 64;
 
 /// A rule that wastes is followed once in so many times.
 const SAMPLED: u64 = 8;
@@ -127,7 +130,7 @@ fn plan(rules: &Rules, base: &Target, hint: &Hint) -> (Vec<Named>, u64) {
     if rules.cmcd {
         objects(cmcd::next_objects(&hint.asked, &hint.target), Source::Cmcd);
     }
-    let (mut all, mut seen, mut refused) = (Vec::new(), HashSet::new(), 0);
+    let (mut all, mut seen, mut refused) = (Vec::new(), HashSet::new(), 0_u64);
     for (reference, source) in references {
         let resolved = rules.confinement.resolve(base, &reference).ok();
         let Some(target) = resolved.and_then(|target| with_query(rules.query, base, target)) else {
@@ -165,6 +168,15 @@ struct Item {
     tally: Arc<Tally>,
     /// How many answers may be followed from here, this one included.
     depth: u8,
+    /// Whose rules have named it.
+    lane: Arc<str>,
+}
+
+/// Whose rules are followed, and how far still.
+struct Trail {
+    lane: Arc<str>,
+    rules: Arc<Rules>,
+    considered: HashSet<Target>,
 }
 
 struct Ended {
@@ -178,7 +190,7 @@ struct Rest {
     until: Instant,
 }
 
-/// One origin's.
+/// What one origin's rules have named.
 struct Lane {
     waiting: VecDeque<Item>,
     in_flight: usize,
@@ -218,7 +230,7 @@ impl Worker {
                 shared: setup.cache.clone(),
                 fetcher: Rc::new(Fetcher {
                     cache: setup.cache,
-                    pool: OriginPool::new(Arc::default()),
+                    pool: OriginPool::bounded(Arc::default(), MAX_IN_FLIGHT),
                     peers: setup.peers,
                     peer_pool: OriginPool::bounded(Arc::default(), MAX_CONNECTIONS),
                     tasks: tasks.clone(),
@@ -274,6 +286,13 @@ impl Worker {
             }
         }
         self.lanes.retain(|_, lane| lane.in_flight > 0);
+        for origin in &self.origins {
+            let lane = self.lanes.get(&origin.name);
+            if let (Some(lane), Some(rules)) = (lane, &origin.prefetch) {
+                lane.pace.set(rules.max_rate);
+            }
+        }
+        self.tallies.clear();
         self.resting.clear();
         self.rested.clear();
     }
@@ -285,24 +304,35 @@ impl Worker {
     }
 
     fn hear(&mut self, hint: &Hint) {
-        let rules = self
-            .origin_of(&hint.authority, &hint.target)
-            .and_then(|origin| origin.prefetch.clone());
-        if let Some(rules) = rules {
-            let depth = rules.depth;
-            self.follow(hint, &rules, depth);
+        let Some(origin) = self.origin_of(&hint.authority, &hint.target) else {
+            return;
+        };
+        if let Some(rules) = &origin.prefetch {
+            let mut trail = Trail {
+                lane: origin.name.clone(),
+                rules: rules.clone(),
+                considered: HashSet::new(),
+            };
+            self.follow(hint, &mut trail, rules.depth);
         }
     }
 
     /// Considers all that a hint names.
-    fn follow(&mut self, hint: &Hint, rules: &Arc<Rules>, depth: u8) {
-        let Ok(base) = Target::new(hint.scheme, &hint.authority, &hint.target) else {
+    fn follow(&mut self, hint: &Hint, trail: &mut Trail, depth: u8) {
+        // What a player says of itself is no part of what it asks for.
+        let target = cmcd::without_cmcd(&hint.target);
+        let Ok(base) = Target::new(hint.scheme, &hint.authority, &target) else {
             return;
         };
-        let (named, refused) = plan(rules, &base, hint);
+        let (named, refused) = plan(&trail.rules, &base, hint);
         self.count(Prefetched::Refused, refused);
         for named in named {
-            self.consider(named, &hint.selecting, rules, depth);
+            if trail.considered.len() == MAX_CONSIDERED {
+                return self.count(Prefetched::Refused, 1);
+            }
+            if trail.considered.insert(named.target.clone()) {
+                self.consider(named, &base, &hint.selecting, trail, depth);
+            }
         }
     }
 
@@ -310,8 +340,15 @@ impl Worker {
         self.cache.shared.metrics.prefetches.add(outcome, count);
     }
 
-    fn consider(&mut self, named: Named, selecting: &HeaderMap, rules: &Arc<Rules>, depth: u8) {
-        let Some((question, origin)) = self.question(&named.target, selecting) else {
+    fn consider(
+        &mut self,
+        named: Named,
+        base: &Target,
+        selecting: &HeaderMap,
+        trail: &mut Trail,
+        depth: u8,
+    ) {
+        let Some((question, origin)) = self.question(&named.target, base, selecting) else {
             return self.count(Prefetched::Refused, 1);
         };
         let key = *question.key.hash();
@@ -326,7 +363,7 @@ impl Worker {
             && self.cache.shared.decide(&stored, &request, clock::now()) == Decision::Fresh
         {
             self.count(Prefetched::Present, 1);
-            return self.go_on(&stored, rules, depth);
+            return self.go_on(&stored, trail, depth);
         }
         if self
             .resting
@@ -335,24 +372,23 @@ impl Worker {
         {
             return self.count(Prefetched::Resting, 1);
         }
-        let of = (origin.name.clone(), named.source);
+        let of = (trail.lane.clone(), named.source);
         let total = self.cache.shared.prefetcher.total(named.source);
         let tally = self.tallies.entry(of);
         let tally = tally
             .or_insert_with(|| Tally::within(total.clone()))
             .clone();
-        if self.wastes(&tally, rules.max_waste) {
+        if self.wastes(&tally, trail.rules.max_waste) {
             return self.count(Prefetched::Throttled, 1);
         }
         let clients_wait = self.clients.waiting.load(Ordering::Relaxed) > 0;
-        let lane = self
-            .lanes
-            .entry(origin.name.clone())
-            .or_insert_with(|| Lane {
-                waiting: VecDeque::new(),
-                in_flight: 0,
-                pace: Pace::new(rules.max_rate),
-            });
+        let rules = &trail.rules;
+        let lane = self.lanes.entry(trail.lane.clone());
+        let lane = lane.or_insert_with(|| Lane {
+            waiting: VecDeque::new(),
+            in_flight: 0,
+            pace: Pace::bounded(rules.max_rate, Some(rules.max_size)),
+        });
         if clients_wait || lane.waiting.len() >= MAX_WAITING {
             return self.count(Prefetched::Dropped, 1);
         }
@@ -363,32 +399,39 @@ impl Worker {
             rules: rules.clone(),
             tally,
             depth,
+            lane: trail.lane.clone(),
         });
     }
 
     /// What to ask for, and of whom. `None` where no origin of the settings answers for it, or the variant is selected
-    /// by what is a user's own.
+    /// by what is a user's own. Of that, others than who named it are told only what kinds of content are taken.
     fn question(
         &self,
         target: &Target,
+        base: &Target,
         selecting: &HeaderMap,
     ) -> Option<(Question, Rc<OriginRules>)> {
         if !selecting.keys().all(|name| may_select(name.as_str())) {
             return None;
         }
+        let is_own = (target.scheme(), target.authority()) == (base.scheme(), base.authority());
+        let fields = selecting.iter();
+        let fields = fields.filter(|(name, _)| is_own || name.as_str().starts_with("accept"));
+        let fields = fields.map(|(name, value)| (name.clone(), value.clone()));
         let path = target.path_and_query().as_bytes();
         let origin = self.origin_of(target.authority(), path)?;
         let question = Question {
             key: CacheKey::new(target.scheme(), target.authority(), path),
             authority: target.authority().into(),
             target: Bytes::copy_from_slice(path),
-            fields: selecting.clone(),
+            fields: fields.collect(),
         };
         Some((question, origin))
     }
 
     /// Whether a rule's prefetches are for nothing too often to be followed now.
     fn wastes(&mut self, tally: &Tally, max_waste: u8) -> bool {
+        tally.fade(2 * JUDGED_BY);
         let (used, wasted) = (tally.used(), tally.wasted());
         if used + wasted < JUDGED_BY || wasted * 100 <= (used + wasted) * u64::from(max_waste) {
             return false;
@@ -398,7 +441,7 @@ impl Worker {
     }
 
     /// From what is here: one answer further, if the rules go so far.
-    fn go_on(&mut self, stored: &Arc<Stored>, rules: &Arc<Rules>, depth: u8) {
+    fn go_on(&mut self, stored: &Arc<Stored>, trail: &mut Trail, depth: u8) {
         let Some(depth) = depth.checked_sub(1).filter(|depth| *depth > 0) else {
             return;
         };
@@ -408,12 +451,12 @@ impl Worker {
         let hint = Hint {
             scheme: stored.key.scheme(),
             authority: stored.key.authority().into(),
-            target: Bytes::copy_from_slice(stored.key.target()),
+            target: Bytes::copy_from_slice(&cmcd::without_cmcd(stored.key.target())),
             said: prefetch::said(&stored.head.headers),
             asked: HeaderMap::new(),
             selecting,
         };
-        self.follow(&hint, rules, depth);
+        self.follow(&hint, trail, depth);
     }
 
     fn dispatch(&mut self) {
@@ -462,19 +505,30 @@ impl Worker {
         let Ended { item, outcome } = ended;
         let key = *item.question.key.hash();
         self.busy.remove(&key);
-        if let Some(lane) = self.lanes.get_mut(&item.origin.name) {
+        if let Some(lane) = self.lanes.get_mut(&item.lane) {
             lane.in_flight = lane.in_flight.saturating_sub(1);
         }
         match outcome {
             Ok(whole) => {
-                self.resting.remove(&key);
                 self.count(Prefetched::Whole, 1);
                 let metrics = &self.cache.shared.metrics;
                 metrics.prefetch_bytes.add((), whole.brought);
-                if whole.brought > 0 {
+                if !whole.is_joined {
                     whole.stored.body.used.was_prefetched(item.tally);
                 }
-                self.go_on(&whole.stored, &item.rules, item.depth);
+                let request = item.question.request(&item.origin);
+                let cache = &self.cache.shared;
+                match cache.decide(&whole.stored, &request, clock::now()) {
+                    Decision::Fresh => drop(self.resting.remove(&key)),
+                    // To be asked for each time: whoever comes does.
+                    _ => self.rest(key),
+                }
+                let mut trail = Trail {
+                    lane: item.lane,
+                    rules: item.rules,
+                    considered: HashSet::new(),
+                };
+                self.go_on(&whole.stored, &mut trail, item.depth);
             }
             Err(shortfall) => {
                 tracing::debug!(key = %item.question.key, ?shortfall, "not prefetched");
