@@ -36,7 +36,7 @@ pub use crate::cache::record::{Glob, Record};
 use crate::peer;
 pub use crate::peer::secret::Secret;
 pub use crate::semantics::freshness::Rules;
-pub use environment::{Environment, PeerNames};
+pub use environment::Environment;
 pub use error::{ConfigError, ConfigErrors};
 pub use network::{Address, BadAddress, Cidr, HostPattern, OriginUrl, Scheme};
 pub use overrides::{Overrides, Programs, Terminal};

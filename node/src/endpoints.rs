@@ -236,6 +236,10 @@ struct Endpoint {
     over: Option<Over>,
     summary: &'static str,
     query: Option<Schema>,
+    /// Parameters of the query that no schema tells of, and whether they have to be there.
+    parameters: &'static [(&'static str, bool)],
+    /// What it begins goes on after the answer (202).
+    begins: bool,
     ask: Option<Schema>,
     answer: Option<Schema>,
     route: MethodRouter<Node>,
@@ -257,10 +261,22 @@ impl Endpoint {
             over: over::of_path(path),
             summary,
             query: None,
+            parameters: &[],
+            begins: false,
             ask: None,
             answer: None,
             route,
         }
+    }
+
+    fn parameters(mut self, parameters: &'static [(&'static str, bool)]) -> Endpoint {
+        self.parameters = parameters;
+        self
+    }
+
+    fn begins(mut self) -> Endpoint {
+        self.begins = true;
+        self
     }
 
     fn query<T: serde::de::DeserializeOwned>(mut self) -> Endpoint {
@@ -287,13 +303,13 @@ fn table() -> Vec<Endpoint> {
     let act = |path, scope, summary, route| Endpoint::new(Method::POST, path, scope, summary, route);
     vec![
         read(path::OBJECTS, "Stored responses, page by page", get(objects::list)).query::<api::ObjectsQuery>().answer::<api::Objects>(),
-        read(path::INSPECT, "What every node holds of a URL (`url`, and `vary` for request fields)", get(objects::inspect)).answer::<api::Inspection>(),
+        read(path::INSPECT, "What every node holds of a URL (`url`, and `vary` for request fields)", get(objects::inspect)).parameters(&[("url", true), ("vary", false)]).answer::<api::Inspection>(),
         act(path::EXPLAIN, Read, "What a node would do with a request, and why, step by step", post(explain::explain)).ask::<api::ExplainRequest>().answer::<api::Explanation>(),
         act(path::PURGE, Purge, "Remove stored responses, or make them stale", post(purge::purge)).ask::<api::PurgeRequest>().answer::<api::PurgeReport>(),
         act(path::INVALIDATE, Purge, "Make stored responses stale", post(purge::invalidate)).ask::<api::PurgeRequest>().answer::<api::PurgeReport>(),
         read(path::NODES, "All nodes", get(state::nodes)).answer::<api::Nodes>(),
         Endpoint::new(Method::DELETE, path::NODE, Admin, "Forget a node that is gone for good", delete(forget::forget)).answer::<api::Forgotten>(),
-        Endpoint::new(Method::DELETE, path::NODE_CACHE, Admin, "Clear a node's cache (`tier`: `disk` or `memory`)", delete(purge::clear)).answer::<api::ClearReport>(),
+        Endpoint::new(Method::DELETE, path::NODE_CACHE, Admin, "Clear a node's cache (`tier`: `disk` or `memory`)", delete(purge::clear)).parameters(&[("tier", true)]).answer::<api::ClearReport>(),
         Endpoint::new(Method::DELETE, path::MANIFEST, Admin, "Empty the manifest", delete(coverage::clear)).answer::<api::ManifestClear>(),
         read(path::STATUS, "Whether all is well, and what is not", get(state::status)).answer::<api::Status>(),
         read(path::COVERAGE, "What of the manifest every node holds", get(coverage::coverage)).query::<api::CoverageQuery>().answer::<api::Coverage>(),
@@ -308,13 +324,13 @@ fn table() -> Vec<Endpoint> {
         act(path::ORIGIN_DISABLE, Admin, "Ask an origin no more, as if it could not be reached, until the node ends", post(origins::disable)).answer::<api::Origins>(),
         act(path::ORIGIN_ENABLE, Admin, "Ask an origin again", post(origins::enable)).answer::<api::Origins>(),
         read(path::STORAGE, "Disk and memory", get(state::storage)).answer::<api::Storage>(),
-        act(path::STORAGE_VERIFY, Admin, "Compare the checksums of all stored blocks, as a job", post(jobs::verify)).answer::<api::Job>(),
+        act(path::STORAGE_VERIFY, Admin, "Compare the checksums of all stored blocks, as a job", post(jobs::verify)).begins().answer::<api::Job>(),
         act(path::DRAIN, Admin, "Take a node out of rotation: it is not ready, and serves on", post(state::drain)).answer::<api::Drain>(),
         Endpoint::new(Method::DELETE, path::DRAIN, Admin, "Put a node back into rotation", delete(state::undrain)).answer::<api::Drain>(),
         read(path::DOCTOR, "What stands in the way on a node's machine", get(state::doctor)).answer::<api::Doctor>(),
         read(path::SUPPORT_DUMP, "All that a node tells of itself, without secrets, to be sent to who helps", get(dump::dump)).answer::<api::SupportDump>(),
         read(path::JOBS, "Jobs that run or ran lately", get(jobs::list)).answer::<api::Jobs>(),
-        act(path::JOBS, Admin, "Begin a job", post(jobs::begin)).ask::<api::JobRequest>().answer::<api::Job>(),
+        act(path::JOBS, Admin, "Begin a job", post(jobs::begin)).begins().ask::<api::JobRequest>().answer::<api::Job>(),
         read(path::JOB, "A job", get(jobs::show)).answer::<api::Job>(),
         Endpoint::new(Method::DELETE, path::JOB, Admin, "Cancel a job", delete(jobs::cancel)).answer::<api::Job>(),
         act(path::JOB_RESUME, Admin, "Go on with a job that was cancelled", post(jobs::resume)).answer::<api::Job>(),
@@ -329,7 +345,7 @@ fn table() -> Vec<Endpoint> {
         read(path::LIST, "Stored responses with how long they stay fresh, and what every node should hold", get(coverage::list)).query::<api::ListQuery>().answer::<api::List>(),
         act(path::CLEAR_FS, Admin, "Remove all stored responses of this node", post(purge::clear_disk)).answer::<api::ClearReport>(),
         act(path::CLEAR_DB, Admin, "Empty the manifest", post(coverage::clear)).answer::<api::ManifestClear>(),
-        act(path::POPULATE, Admin, "Fetch what the manifest has and this node lacks", post(jobs::populate)).answer::<api::Job>(),
+        act(path::POPULATE, Admin, "Fetch what the manifest has and this node lacks", post(jobs::populate)).begins().answer::<api::Job>(),
         read(path::AUTH, "Whose token this is, and what it allows", get(access::identity)).answer::<api::Identity>(),
         act(path::AUTH, Read, "The same", post(access::identity)).answer::<api::Identity>(),
     ]

@@ -30,9 +30,8 @@ pub struct Environment {
     /// Where the admin listener is: the private network on Fly.io (`FLY_PRIVATE_IP` is set), else this
     /// host alone.
     pub admin_host: String,
-    /// `FLY_APP_NAME` and `FLY_MACHINE_ID`: where the other nodes are found. Elsewhere nobody knows.
-    pub peers: Option<PeerNames>,
-    /// `CAJE_ADVERTISE_HOST`, else this node's name in Fly.io's DNS: by which others reach its listeners.
+    /// `CAJE_ADVERTISE_HOST`, else this node's name in Fly.io's DNS (of `FLY_APP_NAME` and `FLY_MACHINE_ID`): by which
+    /// others, who learn it by the manifest's node table, reach its listeners.
     pub advertise_host: Option<String>,
     /// `CAJE_ADMIN_TOKEN`: a token for everything but what nodes ask of one another.
     pub admin_token: Option<Result<TokenHash, TooShort>>,
@@ -40,35 +39,14 @@ pub struct Environment {
     pub cluster_secret: Option<Result<Secret, TooShort>>,
 }
 
-/// Names in Fly.io's private DNS, 6PN, for the nodes of one app. They answer with IPv6 addresses, which
-/// change when a Machine moves; the names stay.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerNames {
-    /// This node: `<id>.vm.<app>.internal`.
-    pub own: String,
-    /// All started nodes: `<app>.internal`.
-    pub all: String,
-    /// The three started nodes that are nearest, this one among them.
-    pub nearest: String,
-    /// A TXT record with the id and the region of each started node, separated by a space, the nodes by
-    /// commas.
-    pub list: String,
-}
-
-impl PeerNames {
-    /// `None` unless both are names that DNS takes.
-    fn new(app: &str, id: &str) -> Option<PeerNames> {
-        let is_label = |name: &str| {
-            let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-            (1..=63).contains(&name.len()) && name.bytes().all(plain)
-        };
-        (is_label(app) && is_label(id)).then(|| PeerNames {
-            own: format!("{id}.vm.{app}.internal"),
-            all: format!("{app}.internal"),
-            nearest: format!("top3.nearest.of.{app}.internal"),
-            list: format!("vms.{app}.internal"),
-        })
-    }
+/// A Machine's name in Fly.io's private DNS, 6PN. It answers with an IPv6 address, which changes when the Machine
+/// moves; the name stays. `None` unless both are names that DNS takes.
+fn machine_host(app: &str, id: &str) -> Option<String> {
+    let is_label = |name: &str| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        (1..=63).contains(&name.len()) && name.bytes().all(plain)
+    };
+    (is_label(app) && is_label(id)).then(|| format!("{id}.vm.{app}.internal"))
 }
 
 impl Environment {
@@ -99,9 +77,9 @@ impl Environment {
         let fly_memory = variable("FLY_VM_MEMORY_MB")
             .and_then(|text| text.parse::<u64>().ok())
             .map(|mebibytes| mebibytes << 20);
-        let peers = variable("FLY_APP_NAME")
+        let machine_host = variable("FLY_APP_NAME")
             .zip(machine.as_deref())
-            .and_then(|(app, id)| PeerNames::new(&app, id));
+            .and_then(|(app, id)| machine_host(&app, id));
         // A name in the Machine's /etc/hosts: its address in 6PN.
         let admin_host = match variable("FLY_PRIVATE_IP") {
             Some(_) => "fly-local-6pn",
@@ -117,9 +95,7 @@ impl Environment {
             log_level: variable("CAJE_LOG"),
             config_path: variable("CAJE_CONFIG").map(PathBuf::from),
             admin_host: admin_host.to_owned(),
-            advertise_host: variable("CAJE_ADVERTISE_HOST")
-                .or_else(|| peers.as_ref().map(|names| names.own.clone())),
-            peers,
+            advertise_host: variable("CAJE_ADVERTISE_HOST").or(machine_host),
             admin_token: variable("CAJE_ADMIN_TOKEN")
                 .map(|token| token::of_environment(token.trim())),
             cluster_secret: variable("CAJE_CLUSTER_SECRET").map(|secret| {
@@ -187,11 +163,8 @@ mod tests {
         assert_eq!(environment.cache_dir, Path::new("/data/cache"));
         assert_eq!(environment.admin_host, "fly-local-6pn");
         assert_eq!(environment.user_cache_dir, Path::new("/root/.cache/caje"));
-        let peers = environment.peers.expect("a Machine has peers");
-        assert_eq!(peers.own, "3d8d9e.vm.edge.internal");
-        assert_eq!(peers.all, "edge.internal");
-        assert_eq!(peers.nearest, "top3.nearest.of.edge.internal");
-        assert_eq!(peers.list, "vms.edge.internal");
+        let host = environment.advertise_host;
+        assert_eq!(host.as_deref(), Some("3d8d9e.vm.edge.internal"));
     }
 
     #[test]
@@ -216,9 +189,9 @@ mod tests {
     }
 
     #[test]
-    fn peers_have_names_that_dns_takes() {
-        let peers = |app, id| from(&[("FLY_APP_NAME", app), ("FLY_MACHINE_ID", id)]).peers;
-        assert!(peers("edge", "3d8d9e").is_some());
+    fn a_machine_has_a_name_that_dns_takes() {
+        let host = |app, id| from(&[("FLY_APP_NAME", app), ("FLY_MACHINE_ID", id)]).advertise_host;
+        assert!(host("edge", "3d8d9e").is_some());
         for (app, id) in [
             ("edge", "a.b"),
             ("e d", "a"),
@@ -226,10 +199,10 @@ mod tests {
             ("", "a"),
             ("edge", ""),
         ] {
-            assert_eq!(peers(app, id), None, "{app:?} {id:?}");
+            assert_eq!(host(app, id), None, "{app:?} {id:?}");
         }
         let long = "a".repeat(64);
-        assert_eq!(peers(&long, "a"), None);
+        assert_eq!(host(&long, "a"), None);
     }
 
     #[test]
@@ -240,7 +213,7 @@ mod tests {
         assert_eq!(environment.cache_dir, Path::new("/var/cache/a"));
         assert_eq!(environment.user_cache_dir, Path::new("/var/cache/a"));
         assert_eq!(environment.admin_host, "127.0.0.1");
-        assert_eq!(environment.peers, None);
+        assert_eq!(environment.advertise_host, None);
         assert_eq!(from(&[]).cache_dir, Path::new("/var/cache/caje"));
         // A region alone, such as deploy/compose.yml gives, makes no Machine.
         assert_eq!(from(&[("FLY_REGION", "lhr")]).admin_host, "127.0.0.1");

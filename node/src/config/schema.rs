@@ -838,7 +838,6 @@ pub(super) mod tests {
             log_level: None,
             config_path: None,
             admin_host: "127.0.0.1".into(),
-            peers: None,
             admin_token: None,
             advertise_host: None,
             cluster_secret: None,

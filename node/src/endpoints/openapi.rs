@@ -50,8 +50,10 @@ fn operation(endpoint: &Endpoint) -> Value {
     }
     let mut operation = json!({
         "summary": endpoint.summary,
-        "responses": {"200": done},
+        "responses": {},
     });
+    let status = if endpoint.begins { "202" } else { "200" };
+    operation["responses"][status] = done;
     let mut parameters: Vec<Value> = Vec::new();
     for segment in endpoint.path.split('/') {
         if let Some(name) = segment
@@ -70,6 +72,20 @@ fn operation(endpoint: &Endpoint) -> Value {
             .find_map(|schema| schema["properties"].as_object());
         for (name, schema) in fields.into_iter().flatten() {
             parameters.push(json!({"name": name, "in": "query", "schema": schema}));
+        }
+    }
+    let mut of_query = |name: &str, is_required: bool| {
+        parameters.push(json!({
+            "name": name, "in": "query", "required": is_required, "schema": {"type": "string"},
+        }));
+    };
+    for (name, is_required) in endpoint.parameters {
+        of_query(name, *is_required);
+    }
+    // Which nodes are asked.
+    if endpoint.over.is_some() {
+        for name in ["scope", "node", "region"] {
+            of_query(name, false);
         }
     }
     if !parameters.is_empty() {
