@@ -2,7 +2,7 @@
 
 use caje_node::config::Config;
 use caje_node::config::prefetch::{Query, Rules, Source};
-use caje_node::telemetry::Prefetched;
+use caje_node::telemetry::{Metrics, Prefetched};
 use caje_tests::{Gate, Node, Origin, OriginAnswer};
 
 /// A node that follows links by these rules.
@@ -456,4 +456,31 @@ async fn another_host_learns_nothing_of_the_client() {
     };
     assert_eq!(fields("/2"), (true, false));
     assert_eq!(fields("/3"), (true, true));
+}
+
+/// However far answers may be followed, one hint fetches no more than its number.
+#[tokio::test]
+async fn a_site_is_not_crawled() {
+    let origin = Origin::start().await;
+    origin.prefix("/").respond_with(|request| {
+        let own = request.target.trim_end_matches('/');
+        let links: Vec<String> = (0..4).map(|n| format!("<{own}/{n}>; rel=next")).collect();
+        OriginAnswer::ok()
+            .cache_control("max-age=600")
+            .header("link", links.join(", "))
+            .body("a body")
+    });
+    let node = following(&origin, |rules| rules.depth = 8).await;
+    node.get("/a").await.expect(200);
+    // The last answers that are followed find nothing left.
+    let looks = |metrics: &Metrics| {
+        metrics.prefetches.get(Prefetched::Whole) + metrics.prefetches.get(Prefetched::Dropped)
+    };
+    node.until("the end", |metrics| {
+        looks(metrics) >= 64 && metrics.prefetches.get(Prefetched::Refused) > 0
+    })
+    .await;
+    assert_eq!(looks(node.metrics()), 64);
+    let fetched = node.metrics().prefetches.get(Prefetched::Whole);
+    assert_eq!(origin.requests_total(), 1 + fetched);
 }

@@ -116,7 +116,7 @@ impl Shortfall {
 pub struct Pace {
     bytes_per_second: Cell<Option<u64>>,
     /// Of one body, beyond which a fill without a client ends.
-    max_body: Option<u64>,
+    max_body: Cell<Option<u64>>,
     /// Until then what was received is paid for.
     paid_until: Cell<Instant>,
     changed: Notify,
@@ -143,7 +143,7 @@ impl Pace {
     pub fn bounded(bytes_per_second: Option<u64>, max_body: Option<u64>) -> Rc<Pace> {
         Rc::new(Pace {
             bytes_per_second: Cell::new(bytes_per_second),
-            max_body,
+            max_body: Cell::new(max_body),
             paid_until: Cell::new(Instant::now()),
             changed: Notify::new(),
             fills: Cell::new(0),
@@ -152,7 +152,7 @@ impl Pace {
 
     /// Whether a body of so many bytes is more than what is fetched without a client.
     pub fn is_too_long(&self, bytes: u64) -> bool {
-        self.max_body.is_some_and(|max| bytes > max)
+        self.max_body.get().is_some_and(|max| bytes > max)
     }
 
     /// How many fills go at this pace now.
@@ -173,6 +173,10 @@ impl Pace {
         self.bytes_per_second.set(bytes_per_second);
         self.paid_until.set(Instant::now());
         self.changed.notify_waiters();
+    }
+
+    pub fn set_max_body(&self, bytes: Option<u64>) {
+        self.max_body.set(bytes);
     }
 
     /// Waits until these bytes, which were received, are within the rate. Dropping the future keeps them counted.

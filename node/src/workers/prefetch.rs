@@ -16,6 +16,7 @@
 //! - A target is an origin of these settings, the request's own or one that is allowed; the request for it has
 //!   nothing of a user's. No answer leads further than its rules' depth.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::rc::Rc;
@@ -67,7 +68,7 @@ const BACKOFF: Backoff = Backoff {
 /// Bodies that one kind of field has brought, before it is judged; it is judged by twice as many at the most.
 const JUDGED_BY: u64 = 32;
 
-/// What one hint may lead to, whether it is here or not.
+/// What one hint may lead to by all answers that are followed, whether it is here or not.
 const MAX_CONSIDERED: usize = 64;
 
 /// A rule that wastes is followed once in so many times.
@@ -170,6 +171,8 @@ struct Item {
     depth: u8,
     /// Whose rules have named it.
     lane: Arc<str>,
+    /// Looks that are left of its hint's.
+    left: Rc<Cell<usize>>,
 }
 
 /// Whose rules are followed, and how far still.
@@ -177,6 +180,7 @@ struct Trail {
     lane: Arc<str>,
     rules: Arc<Rules>,
     considered: HashSet<Target>,
+    left: Rc<Cell<usize>>,
 }
 
 struct Ended {
@@ -290,6 +294,7 @@ impl Worker {
             let lane = self.lanes.get(&origin.name);
             if let (Some(lane), Some(rules)) = (lane, &origin.prefetch) {
                 lane.pace.set(rules.max_rate);
+                lane.pace.set_max_body(Some(rules.max_size));
             }
         }
         self.tallies.clear();
@@ -312,6 +317,7 @@ impl Worker {
                 lane: origin.name.clone(),
                 rules: rules.clone(),
                 considered: HashSet::new(),
+                left: Rc::new(Cell::new(MAX_CONSIDERED)),
             };
             self.follow(hint, &mut trail, rules.depth);
         }
@@ -327,10 +333,11 @@ impl Worker {
         let (named, refused) = plan(&trail.rules, &base, hint);
         self.count(Prefetched::Refused, refused);
         for named in named {
-            if trail.considered.len() == MAX_CONSIDERED {
-                return self.count(Prefetched::Refused, 1);
-            }
             if trail.considered.insert(named.target.clone()) {
+                let Some(left) = trail.left.get().checked_sub(1) else {
+                    return self.count(Prefetched::Refused, 1);
+                };
+                trail.left.set(left);
                 self.consider(named, &base, &hint.selecting, trail, depth);
             }
         }
@@ -400,6 +407,7 @@ impl Worker {
             tally,
             depth,
             lane: trail.lane.clone(),
+            left: trail.left.clone(),
         });
     }
 
@@ -527,6 +535,7 @@ impl Worker {
                     lane: item.lane,
                     rules: item.rules,
                     considered: HashSet::new(),
+                    left: item.left,
                 };
                 self.go_on(&whole.stored, &mut trail, item.depth);
             }
