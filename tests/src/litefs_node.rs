@@ -186,6 +186,21 @@ impl LiteFsNode {
         }
     }
 
+    /// Waits until all that was recorded is published. Where the answer to a commit was lost with the primary, that takes
+    /// a restart of LiteFS, for which the node then asks.
+    pub async fn all_published_at_last(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.metric("caje_manifest_outbox_rows").await > 0.0 {
+            let ready = self.readyz().await;
+            assert!(Instant::now() < deadline, "{ready}\n{}", self.log());
+            if ready.contains("try: restart LiteFS") {
+                self.shutdown().await;
+                self.litefs.restart();
+                self.start().await;
+            }
+        }
+    }
+
     /// Waits until it has published more than so many batches.
     pub async fn until_published_more_than(&self, batches: f64) {
         let deadline = Instant::now() + PATIENCE;

@@ -91,8 +91,8 @@ async fn no_request_waits_for_litefs() {
         let slowest = slowest.expect("requests");
         assert!(*slowest < TOO_LONG, "{trouble:?}: {slowest:?}");
         trouble.end(&mut nodes);
-        for node in &nodes {
-            node.all_published().await;
+        for node in &mut nodes {
+            node.all_published_at_last().await;
         }
     }
     for node in &nodes {
@@ -130,8 +130,8 @@ async fn what_requests_take_while_litefs_is_in_trouble() {
             let name = format!("{round}/{place}");
             load(&nodes, &name, COUNT, &mut took[place]).await;
             trouble.end(&mut nodes);
-            for node in &nodes {
-                node.all_published().await;
+            for node in &mut nodes {
+                node.all_published_at_last().await;
             }
         }
     }
